@@ -1,0 +1,55 @@
+"""The auditor looks for what relay and projector missed, and only alarms."""
+
+import logging
+from dataclasses import dataclass
+
+from luthier_common.contract.topics import COLLECTIONS, Kind
+from luthier_common.journal.projector import EVENTS
+from luthier_common.kit.mongo import Database, Doc
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`seqs` of one thing that are neither in the event list nor in its outbox (`hole`), or wait too long (`late`)."""
+
+    kind: Kind
+    thing: str
+    what: str
+    seqs: tuple[int, ...]
+
+
+async def audit(db: Database, *, older_than_s: float = 60.0) -> list[Finding]:
+    """Alarm for entries that have waited longer than `older_than_s` and for holes in things changed since yesterday."""
+    findings: list[Finding] = []
+    for kind, name in COLLECTIONS.items():
+        late: list[Doc] = [
+            {"$match": {"pend": True}},
+            {"$unwind": "$outbox"},
+            {"$match": {"$expr": {"$gt": [{"$subtract": ["$$NOW", "$outbox.at"]}, int(older_than_s * 1000)]}}},
+            {"$group": {"_id": "$_id", "seqs": {"$push": "$outbox.seq"}}},
+        ]
+        async for row in db[name].aggregate(late):
+            findings.append(Finding(kind, row["_id"], "late", tuple(sorted(row["seqs"]))))
+        findings += await _holes(db, kind, name, older_than_s)
+    for finding in findings:
+        log.error("alarm: %s facts of %s %s: %s", finding.what, finding.kind, finding.thing, finding.seqs[:20])
+    return findings
+
+
+async def _holes(db: Database, kind: Kind, name: str, older_than_s: float) -> list[Finding]:
+    """Rows are read after the document: an entry leaves the outbox only when its row is there."""
+    age = {"$subtract": ["$$NOW", "$updated_at"]}
+    recent: Doc = {"$expr": {"$and": [{"$gt": [age, int(older_than_s * 1000)]}, {"$lt": [age, 24 * 3600 * 1000]}]}}
+    holes: list[Finding] = []
+    async for thing in db[name].find(recent, {"seq": 1, "outbox.seq": 1}):
+        waiting = {entry["seq"] for entry in thing["outbox"]}
+        query = {"kind": str(kind), "thing": thing["_id"]}
+        if await db[EVENTS].count_documents(query) + len(waiting) >= thing["seq"]:
+            continue
+        present = {row["seq"] async for row in db[EVENTS].find(query, {"seq": 1})}
+        missing = set(range(1, thing["seq"] + 1)) - present - waiting
+        if missing:
+            holes.append(Finding(kind, thing["_id"], "hole", tuple(sorted(missing))))
+    return holes

@@ -1,0 +1,1 @@
+"""Plumbing that knows no domain: settings, MongoDB, objects, broker, telemetry, health, clock, errors, fail points."""

@@ -1,0 +1,83 @@
+"""Base models as rooms get them: verified copies of catalogue bundles, cached below their digest."""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Collection as Some
+from pathlib import Path
+
+from luthier_common.kit.errors import LuthierError
+from luthier_common.kit.mongo import Database, Doc
+from luthier_common.kit.objects import ObjectStore
+
+COLLECTION = "bases"
+TEXT_FILES = ("tokenizer.json", "chat_template.jinja", "text.json")
+"""All that turning rows into tokens needs."""
+
+
+class BaseMissingError(LuthierError):
+    code = "base_missing"
+
+
+class BundleCorruptError(LuthierError):
+    """A stored file does not have the sha256 that its manifest names."""
+
+    code = "artifact_corrupt"
+
+
+async def find_base(db: Database, name: str) -> Doc | None:
+    """The catalogue entry with this name or alias."""
+    return await db[COLLECTION].find_one({"$or": [{"_id": name}, {"aliases": name}]})
+
+
+async def fetch_base(
+    db: Database, objects: ObjectStore, name: str, cache_dir: Path, *, only: Some[str] | None = None
+) -> Path:
+    """The directory of a base's bundle, downloaded and verified once. `only` names the files that are needed.
+
+    Raises BaseMissingError, BundleCorruptError, or what the object store raises.
+    """
+    base = await find_base(db, name)
+    if base is None:
+        raise BaseMissingError(f"no base model {name!r} in the catalogue")
+    wanted = [file for file in base["files"] if only is None or file["name"] in only]
+    target = cache_dir / base["digest"]
+    await fetch_files(objects, base["key"], wanted, target)
+    return target
+
+
+async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: Path) -> None:
+    """Download what `target` lacks of `files` ({name, bytes, sha256}), one process at a time, each file verified."""
+    target.mkdir(parents=True, exist_ok=True)
+    missing = [file for file in files if not _is_there(target / file["name"], file)]
+    if not missing:
+        return
+    lock = os.open(target / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        for file in missing:
+            path = target / file["name"]
+            if not _is_there(path, file):
+                part = path.with_name(path.name + ".part")
+                if await objects.download(key + file["name"], part) != file["sha256"]:
+                    part.unlink(missing_ok=True)
+                    raise BundleCorruptError(f"{key}{file['name']} does not match its sha256")
+                part.replace(path)
+    finally:
+        os.close(lock)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def drop_cached(target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+
+
+def _is_there(path: Path, file: Doc) -> bool:
+    """A cached file appears only after its download was verified, so its size tells."""
+    return path.exists() and path.stat().st_size == file["bytes"]

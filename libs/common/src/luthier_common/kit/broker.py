@@ -1,0 +1,332 @@
+"""The one file that knows Kafka clients: FastStream for rooms that listen, aiokafka for the journal's own reading.
+
+Delivery is at least once and correctness never rests on it: the outbox is the truth, a message only wakes.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAlreadyExistsError
+from aiokafka.structs import TopicPartition
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
+from faststream.kafka import TopicPartition as StreamPartition
+from faststream.kafka.annotations import KafkaMessage
+
+from luthier_common.contract.envelope import Envelope, read_envelope
+from luthier_common.contract.topics import ALL_TOPICS, DEAD_LETTERS, MAX_MESSAGE_BYTES, Topic
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.mongo import DRIVER_ERRORS
+from luthier_common.kit.telemetry import use_traceparent
+
+log = logging.getLogger(__name__)
+REQUEST_TIMEOUT_MS = 5000
+FETCH_WAIT_MS = 50
+RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
+
+OnFact = Callable[[Envelope], Awaitable[None]]
+Part = TopicPartition
+
+
+@dataclass(frozen=True)
+class Message:
+    """A record as it goes out."""
+
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record as it came in."""
+
+    offset: int
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+
+async def ensure_topics(url: str, *, replication: int = -1) -> None:
+    """Create the topics of the contract where they are missing. `replication` -1 takes the broker's default."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=url, request_timeout_ms=REQUEST_TIMEOUT_MS)
+    await asyncio.wait_for(admin.start(), 10)
+    try:
+        known = set(await admin.list_topics())
+        missing = [topic for topic in ALL_TOPICS if topic.name not in known]
+        for topic in missing:
+            with suppress(TopicAlreadyExistsError):
+                await _create_topic(admin, topic, replication)
+    finally:
+        await asyncio.wait_for(admin.close(), 3)
+
+
+async def _create_topic(admin: AIOKafkaAdminClient, topic: Topic, replication: int) -> None:
+    configs = {
+        "retention.ms": str(topic.retention_ms),
+        "cleanup.policy": "delete",
+        "max.message.bytes": str(topic.max_message_bytes),
+    }
+    by_default: dict[int, list[int]] | None = {} if replication == -1 else None
+    new = NewTopic(topic.name, topic.num_partitions, replication, by_default, configs)
+    response = await asyncio.wait_for(admin.create_topics([new]), 10)
+    for name, code, *rest in response.topic_errors:
+        if code not in (0, TopicAlreadyExistsError.errno):
+            raise TransientError(f"topic {name} could not be created: error {code} {rest}")
+
+
+class Writer:
+    """Sends batches to an explicit partition and knows each record's offset. Rebuilt after every failure.
+
+    No idempotent producer: on a dead broker it can hang for ever, and the event id already dedupes.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._producer: AIOKafkaProducer | None = None
+
+    async def send(self, topic: str, partition: int, messages: Sequence[Message]) -> list[int]:
+        """Offsets of all messages, in order. Raises TransientError when it is not known that they were stored."""
+        producer = await self._started()
+        offsets: list[int] = []
+        try:
+            for batch, size in self._batches(producer, messages):
+                future = await asyncio.wait_for(producer.send_batch(batch, topic, partition=partition), 6)
+                stored = await asyncio.wait_for(future, 6)
+                offsets += range(stored.offset, stored.offset + size)
+        except (TimeoutError, KafkaError, OSError, AssertionError) as error:
+            await self.close()
+            raise TransientError(f"the broker did not store the batch: {type(error).__name__}") from error
+        return offsets
+
+    @staticmethod
+    def _batches(producer: AIOKafkaProducer, messages: Sequence[Message]) -> list[tuple[object, int]]:
+        done: list[tuple[object, int]] = []
+        batch, size = producer.create_batch(), 0
+        for message in messages:
+            if batch.append(key=message.key, value=message.value, timestamp=None, headers=message.headers) is None:
+                done.append((batch, size))
+                batch, size = producer.create_batch(), 0
+                if batch.append(key=message.key, value=message.value, timestamp=None, headers=message.headers) is None:
+                    raise ValueError("a message is larger than a batch")
+            size += 1
+        return [*done, (batch, size)] if size else done
+
+    async def _started(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self._url,
+                acks="all",
+                enable_idempotence=False,
+                linger_ms=0,
+                max_batch_size=MAX_MESSAGE_BYTES - 1024,
+                max_request_size=MAX_MESSAGE_BYTES,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+                client_id="luthier-relay",
+            )
+            try:
+                await asyncio.wait_for(producer.start(), 6)
+                await ensure_topics(self._url)
+            except (TimeoutError, KafkaError, OSError, TransientError) as error:
+                with suppress(TimeoutError, KafkaError, OSError):
+                    await asyncio.wait_for(producer.stop(), 3)
+                raise TransientError("the broker does not answer") from error
+            self._producer = producer
+        return self._producer
+
+    async def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(TimeoutError, KafkaError, OSError):
+                await asyncio.wait_for(producer.stop(), 3)
+
+
+class Reader:
+    """Reads chosen partitions from chosen offsets, without a group."""
+
+    def __init__(self, url: str, *, fetch_wait_ms: int = FETCH_WAIT_MS) -> None:
+        self._url = url
+        self._fetch_wait_ms = fetch_wait_ms
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def seek(self, offsets: dict[Part, int]) -> None:
+        """Read exactly these partitions from here on. Raises TransientError when the broker is away."""
+        await self.close()
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._url,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=self._fetch_wait_ms,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            client_id="luthier-journal",
+        )
+        try:
+            await asyncio.wait_for(consumer.start(), 6)
+        except (TimeoutError, KafkaError, OSError) as error:
+            with suppress(TimeoutError, KafkaError, OSError):
+                await asyncio.wait_for(consumer.stop(), 3)
+            raise TransientError("the broker does not answer") from error
+        consumer.assign(list(offsets))
+        for part, offset in offsets.items():
+            consumer.seek(part, offset)
+        self._consumer = consumer
+
+    async def read(self, *, wait_ms: int, max_records: int = 500) -> tuple[dict[Part, list[Record]], set[Part]]:
+        """What arrived, and the partitions whose log no longer holds the position (they must be sought anew)."""
+        if self._consumer is None:
+            raise TransientError("not assigned")
+        try:
+            batches = await asyncio.wait_for(
+                self._consumer.getmany(timeout_ms=wait_ms, max_records=max_records), wait_ms / 1000 + 6
+            )
+        except OffsetOutOfRangeError as error:
+            return {}, set(error.args[0])
+        except (TimeoutError, KafkaError, OSError) as error:
+            await self.close()
+            raise TransientError(f"the broker does not answer: {type(error).__name__}") from error
+        got = {
+            part: [Record(m.offset, m.value or b"", tuple(m.headers)) for m in messages]
+            for part, messages in batches.items()
+        }
+        return got, set()
+
+    def log_end(self, part: Part) -> tuple[int, int] | None:
+        """The high watermark that the last fetch returned, and when (ms); None before the first fetch."""
+        if self._consumer is None or part not in self._consumer.assignment():
+            return None
+        mark = self._consumer.highwater(part)
+        return None if mark is None else (mark, self._consumer.last_poll_timestamp(part))
+
+    async def log_start(self, part: Part) -> int:
+        """The first offset that the log still holds."""
+        if self._consumer is None:
+            raise TransientError("not assigned")
+        try:
+            starts = await asyncio.wait_for(self._consumer.beginning_offsets([part]), 6)
+        except (TimeoutError, KafkaError, OSError) as error:
+            raise TransientError("the broker does not answer") from error
+        return int(starts[part])
+
+    async def close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with suppress(TimeoutError, KafkaError, OSError):
+                await asyncio.wait_for(consumer.stop(), 3)
+
+
+def build_broker(url: str, room: str) -> KafkaBroker:
+    """The one construction of a FastStream broker: durable sends, no idempotent producer, one worker a partition."""
+    return KafkaBroker(
+        url,
+        client_id=f"luthier-{room}",
+        acks="all",
+        enable_idempotence=False,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        graceful_timeout=10,
+        ack_policy=AckPolicy.NACK_ON_ERROR,
+        logger=logging.getLogger("luthier_common.kit.faststream"),
+        log_level=logging.DEBUG,
+    )
+
+
+def hear(broker: KafkaBroker, topics: Sequence[Topic], on_fact: OnFact, *, group: str | None = None) -> None:
+    """Call `on_fact` for each fact of `topics`.
+
+    Without a group the room is only woken: it reads all partitions from their ends and starts at once. With a group
+    each message is acknowledged after `on_fact` returned; transient errors are retried with growing pauses and then
+    delivered again; what cannot be read, or raises another error, goes to the dead letters and is acknowledged.
+    """
+    for topic in topics:
+        if group is None:
+            parts = [StreamPartition(topic.name, number) for number in range(topic.num_partitions)]
+            subscriber = broker.subscriber(
+                partitions=parts, auto_offset_reset="latest", ack_policy=AckPolicy.MANUAL, fetch_max_wait_ms=FETCH_WAIT_MS
+            )
+        else:
+            subscriber = broker.subscriber(
+                topic.name,
+                group_id=group,
+                auto_offset_reset="earliest",
+                ack_policy=AckPolicy.NACK_ON_ERROR,
+                max_workers=1,
+                fetch_max_wait_ms=FETCH_WAIT_MS,
+                session_timeout_ms=6000,
+                heartbeat_interval_ms=2000,
+            )
+        subscriber(_handler(broker, on_fact))
+
+
+def _handler(broker: KafkaBroker, on_fact: OnFact) -> Callable[[KafkaMessage], Awaitable[None]]:
+    async def handle(message: KafkaMessage) -> None:
+        headers = list(message.raw_message.headers)
+        try:
+            envelope = read_envelope(message.body, headers)
+        except ValueError as error:
+            return await _bury(broker, message, error)
+        for delay in (*RETRY_DELAYS_S, None):
+            try:
+                with use_traceparent(envelope.trace):
+                    return await on_fact(envelope)
+            except (TransientError, *DRIVER_ERRORS):
+                if delay is None:
+                    raise
+                await asyncio.sleep(delay)
+            except Exception as error:
+                log.exception("a fact could not be handled", extra={"fact": envelope.id})
+                return await _bury(broker, message, error)
+
+    return handle
+
+
+async def _bury(broker: KafkaBroker, message: KafkaMessage, error: Exception) -> None:
+    """Keep the message with its cause. The cause names the error's class, never the message's content."""
+    raw = message.raw_message
+    headers = {name: value.decode("utf-8", "replace") for name, value in raw.headers}
+    headers |= {"x-error": type(error).__name__, "x-origin": f"{raw.topic}/{raw.partition}/{raw.offset}"}
+    await broker.publish(message.body, DEAD_LETTERS.name, key=raw.key, headers=headers)
+
+
+@asynccontextmanager
+async def listening(broker: KafkaBroker) -> AsyncIterator[None]:
+    """Run the subscribers in the background. A broker that is away is tried again and never keeps a room from starting."""
+    task = asyncio.create_task(_keep_listening(broker))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        with suppress(TimeoutError, KafkaError, OSError):
+            await asyncio.wait_for(broker.stop(), 3)
+
+
+async def _keep_listening(broker: KafkaBroker) -> None:
+    while True:
+        try:
+            await broker.start()
+            break
+        except (KafkaError, OSError) as error:
+            log.info("the broker does not answer yet: %s", type(error).__name__)
+            with suppress(KafkaError, OSError):
+                await broker.stop()
+            await asyncio.sleep(1)
+    while True:
+        await asyncio.sleep(1)
+        for subscriber in broker.subscribers:
+            consumer: AIOKafkaConsumer | None = getattr(subscriber, "consumer", None)
+            if consumer is not None:
+                await _follow_shrunk_log(consumer)
+
+
+async def _follow_shrunk_log(consumer: AIOKafkaConsumer) -> None:
+    """After a broker lost its log, positions lie behind the end and nothing would be heard until it has regrown."""
+    for part in consumer.assignment():
+        mark = consumer.highwater(part)
+        with suppress(KafkaError, TimeoutError, OSError):
+            if mark is not None and await asyncio.wait_for(consumer.position(part), 1) > mark:
+                consumer.seek(part, 0)

@@ -1,0 +1,46 @@
+"""Leases: who may work on something now, in database time. A convenience that saves work, never a proof of ownership.
+
+What is decided under a lease is still written by compare-and-set.
+"""
+
+from dataclasses import dataclass
+
+from luthier_common.kit.mongo import AFTER, Database, Doc, DuplicateKeyError
+
+COLLECTION = "leases"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A held lease. `epoch` rises whenever the owner changes."""
+
+    name: str
+    owner: str
+    epoch: int
+
+
+def _until(ttl_s: float) -> Doc:
+    return {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": int(ttl_s * 1000)}}
+
+
+async def acquire(db: Database, name: str, owner: str, ttl_s: float, *, collection: str = COLLECTION) -> Lease | None:
+    """Take or renew the lease `name`. None while another owner holds it."""
+    mine = {"$eq": ["$owner", owner]}
+    free = {"$or": [mine, {"$lt": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]}, {"$eq": [{"$type": "$until"}, "missing"]}]}
+    taken = {
+        "epoch": {"$cond": [mine, "$epoch", {"$add": [{"$ifNull": ["$epoch", 0]}, 1]}]},
+        "owner": owner,
+        "until": _until(ttl_s),
+    }
+    grab: list[Doc] = [{"$set": {name: {"$cond": [free, value, f"${name}"]} for name, value in taken.items()}}]
+    try:
+        doc = await db[collection].find_one_and_update({"_id": name}, grab, upsert=True, return_document=AFTER)
+    except DuplicateKeyError:
+        return None
+    return Lease(name, owner, int(doc["epoch"])) if doc and doc["owner"] == owner else None
+
+
+async def release(db: Database, lease: Lease, *, collection: str = COLLECTION) -> None:
+    """Let the next one in at once. Harmless when the lease was lost meanwhile."""
+    gone = [{"$set": {"until": "$$NOW", "owner": None}}]
+    await db[collection].update_one({"_id": lease.name, "owner": lease.owner, "epoch": lease.epoch}, gone)

@@ -1,0 +1,82 @@
+"""`python -m luthier_common.kit.migrate`: the one step that owns indexes, topics and document versions. Repeatable."""
+
+import asyncio
+import logging
+
+from pymongo import ASCENDING, DESCENDING, IndexModel
+
+from luthier_common.contract.topics import COLLECTIONS
+from luthier_common.kit.broker import ensure_topics
+from luthier_common.kit.logs import start_logs
+from luthier_common.kit.mongo import Database, open_mongo
+from luthier_common.kit.settings import RoomSettings
+
+log = logging.getLogger(__name__)
+DOCUMENT_VERSION = 1
+DEFAULT_ORG = "org-default"
+DEFAULT_PROJECT = "proj-default"
+
+
+def _thing_indexes() -> list[IndexModel]:
+    return [
+        IndexModel([("part", ASCENDING)], name="unsent", partialFilterExpression={"unsent": True}),
+        IndexModel([("part", ASCENDING)], name="pend", partialFilterExpression={"pend": True}),
+        IndexModel([("project", ASCENDING), ("_id", DESCENDING)], name="by_project"),
+        IndexModel([("phase", ASCENDING), ("_id", ASCENDING)], name="by_phase"),
+    ]
+
+
+INDEXES: dict[str, list[IndexModel]] = {
+    **{name: _thing_indexes() for name in COLLECTIONS.values()},
+    "events": [
+        IndexModel([("kind", ASCENDING), ("thing", ASCENDING), ("seq", DESCENDING)], name="by_thing", unique=True),
+        IndexModel(
+            [("kind", ASCENDING), ("thing", ASCENDING), ("generation", ASCENDING)],
+            name="one_terminal",
+            unique=True,
+            partialFilterExpression={"terminal": True},
+        ),
+    ],
+    "objects": [
+        IndexModel([("references", ASCENDING)], name="by_reference"),
+        IndexModel([("touched_at", ASCENDING)], name="by_touch"),
+    ],
+    "usage": [IndexModel([("project", ASCENDING), ("from", ASCENDING)], name="by_project")],
+    "api_keys": [IndexModel([("digest", ASCENDING)], name="by_digest", unique=True)],
+    "idempotency": [IndexModel([("expires_at", ASCENDING)], name="ttl", expireAfterSeconds=0)],
+}
+
+
+async def migrate(db: Database) -> int:
+    """Bring indexes and documents to this version; the installation's incarnation (it rises with a restored backup)."""
+    for collection, indexes in INDEXES.items():
+        await db[collection].create_indexes(indexes)
+    await db["models"].create_index([("project", ASCENDING), ("name", ASCENDING)], name="by_name", unique=True)
+    await db["nodes"].create_index([("role", ASCENDING), ("phase", ASCENDING)], name="by_role")
+    await db["orgs"].update_one({"_id": DEFAULT_ORG}, {"$setOnInsert": {"name": "default"}}, upsert=True)
+    await db["projects"].update_one(
+        {"_id": DEFAULT_PROJECT}, {"$setOnInsert": {"name": "default", "org": DEFAULT_ORG}}, upsert=True
+    )
+    await db["meta"].update_one(
+        {"_id": "installation"},
+        {"$setOnInsert": {"incarnation": 1}, "$max": {"document_version": DOCUMENT_VERSION}},
+        upsert=True,
+    )
+    return await incarnation(db)
+
+
+async def incarnation(db: Database) -> int:
+    meta = await db["meta"].find_one({"_id": "installation"})
+    return int(meta["incarnation"]) if meta else 1
+
+
+async def run(settings: RoomSettings) -> None:
+    async with open_mongo(settings.mongo_url, settings.mongo_database, timeout_s=30) as db:
+        await migrate(db)
+    await ensure_topics(settings.kafka_url)
+    log.info("indexes, topics and documents are at version %s", DOCUMENT_VERSION)
+
+
+if __name__ == "__main__":
+    start_logs("migrate")
+    asyncio.run(run(RoomSettings()))  # type: ignore[call-arg]

@@ -1,0 +1,145 @@
+"""One write to S3, in one request or in parts with bounded memory, and the client's errors in our words."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ResponseStreamingError
+from botocore.exceptions import ConnectionError as S3ConnectionError
+
+from luthier_common.kit.objects import ObjectExistsError, ObjectMissingError, ObjectStoreUnavailableError
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+PARTS_IN_FLIGHT = 2
+PUT_MARK = "luthier-put"
+MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
+_TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "OperationAborted"}
+_TRANSIENT = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "TooManyRequests"}
+_NO_ANSWER = (
+    S3ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+    aiohttp.ClientError,
+    TimeoutError,
+)
+
+
+class Upload:
+    """One object on its way.
+
+    `upload_id` is set while the server holds parts of it; `mark` tells the object that we made from one by others.
+    """
+
+    def __init__(self, client: "S3Client", bucket: str, path: str) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._tasks: list[asyncio.Task[str]] = []
+        self._etags: list[str] = []
+        self.path = path
+        self.mark = secrets.token_hex(16)
+        self.upload_id: str | None = None
+
+    async def put_whole(self, content: bytes, if_absent: bool) -> None:
+        metadata = {PUT_MARK: self.mark}
+        if if_absent:
+            await self._client.put_object(
+                Bucket=self._bucket, Key=self.path, Body=content, Metadata=metadata, IfNoneMatch="*"
+            )
+        else:
+            await self._client.put_object(Bucket=self._bucket, Key=self.path, Body=content, Metadata=metadata)
+
+    async def begin(self) -> None:
+        begun = await self._client.create_multipart_upload(
+            Bucket=self._bucket, Key=self.path, Metadata={PUT_MARK: self.mark}
+        )
+        self.upload_id = begun["UploadId"]
+
+    async def send(self, part: bytes) -> None:
+        """Hands over the next part; waits while PARTS_IN_FLIGHT are under way."""
+        if len(self._tasks) == PARTS_IN_FLIGHT:
+            await self._collect()
+        number = len(self._etags) + len(self._tasks) + 1
+        self._tasks.append(asyncio.create_task(self._send_one(number, part)))
+
+    async def complete(self, if_absent: bool) -> None:
+        assert self.upload_id is not None
+        while self._tasks:
+            await self._collect()
+        parts: list[CompletedPartTypeDef] = [
+            {"PartNumber": number, "ETag": etag} for number, etag in enumerate(self._etags, 1)
+        ]
+        if if_absent:
+            await self._client.complete_multipart_upload(
+                Bucket=self._bucket,
+                Key=self.path,
+                UploadId=self.upload_id,
+                MultipartUpload={"Parts": parts},
+                IfNoneMatch="*",
+            )
+        else:
+            await self._client.complete_multipart_upload(
+                Bucket=self._bucket, Key=self.path, UploadId=self.upload_id, MultipartUpload={"Parts": parts}
+            )
+        self.upload_id = None
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _collect(self) -> None:
+        self._etags.append(await self._tasks[0])
+        self._tasks.pop(0)
+
+    async def _send_one(self, number: int, part: bytes) -> str:
+        assert self.upload_id is not None
+        sent = await self._client.upload_part(
+            Bucket=self._bucket, Key=self.path, UploadId=self.upload_id, PartNumber=number, Body=part
+        )
+        return sent["ETag"]
+
+
+async def cut_parts(chunks: AsyncIterator[bytes], part_bytes: int) -> AsyncIterator[bytes]:
+    """Full parts, then the rest; an empty rest only where there was nothing at all."""
+    pending, num_parts = bytearray(), 0
+    async for chunk in chunks:
+        pending += chunk
+        while len(pending) >= part_bytes:
+            with memoryview(pending) as view:
+                part = bytes(view[:part_bytes])
+            del pending[:part_bytes]
+            yield part
+            num_parts += 1
+    if pending or not num_parts:
+        yield bytes(pending)
+
+
+def error_code(error: ClientError) -> str:
+    """What S3 called it: `NoSuchKey`, `412`."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def translated(key: str) -> Iterator[None]:
+    """The client's errors as those of the interface; what is our fault (access denied, no bucket) passes as it is."""
+    try:
+        yield
+    except ClientError as error:
+        code = error_code(error)
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code in _TAKEN:
+            raise ObjectExistsError(key) from error
+        if code in MISSING:
+            raise ObjectMissingError(key) from error
+        if code in _TRANSIENT or status >= 500 or status == 429:
+            raise ObjectStoreUnavailableError(f"S3 answered {code or status}") from error
+        raise
+    except _NO_ANSWER as error:
+        raise ObjectStoreUnavailableError(f"S3 did not answer: {type(error).__name__}") from error

@@ -1,0 +1,228 @@
+"""The one way every room runs: logs, telemetry, health, signals, background loops, and an end within a known time.
+
+async def main(room: Room) -> None:
+    db = await room.enter("mongo", open_mongo(...))
+    room.health.require("mongo", lambda: ping(db))
+    wake = asyncio.Event()
+    room.spawn("relay", room.every(2.0, relay_once, wake))
+
+run_room("api", main)
+"""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from types import FrameType
+from typing import Any, TypeVar
+
+import uvloop
+from aiokafka.errors import KafkaError
+
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.health import Health, serve_health
+from luthier_common.kit.logs import start_logs
+from luthier_common.kit.mongo import DRIVER_ERRORS
+from luthier_common.kit.telemetry import start_telemetry
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+TRANSIENT_ERRORS: tuple[type[Exception], ...] = (TransientError, KafkaError, OSError, TimeoutError, *DRIVER_ERRORS)
+STOP_AFTER_S = 15.0
+CLOSE_LIMIT_S = 3.0
+TELEMETRY_LIMIT_S = 2.0
+MAX_BACK_OFF_S = 5.0
+# Of the time to stop, what closing clients, telemetry and the interpreter may need.
+_CLOSING_SHARE_S = 8.0
+
+
+class Room:
+    """What a room's `main` gets. Loops look at `stopping`; a loop that crashes ends the process."""
+
+    def __init__(self, name: str, *, stop_after_s: float = STOP_AFTER_S) -> None:
+        self.name = name
+        self.health = Health()
+        self.stopping = asyncio.Event()
+        self.crashed = False
+        self._drained = asyncio.Event()
+        self._stop_after_s = stop_after_s
+        self._grace_s: dict[asyncio.Task[object], float] = {}
+        self._clients: list[tuple[str, AsyncExitStack]] = []
+
+    def spawn(
+        self, name: str, coro: Coroutine[Any, Any, object], *, grace_s: float | None = None
+    ) -> asyncio.Task[object]:
+        """Runs a named loop. When the room stops it has `grace_s` to end before it is cancelled; 0: at once."""
+        task: asyncio.Task[object] = asyncio.create_task(coro, name=name)
+        self._grace_s[task] = max(1.0, self._stop_after_s - _CLOSING_SHARE_S) if grace_s is None else grace_s
+        task.add_done_callback(self._ended)
+        return task
+
+    async def enter(self, name: str, client: AbstractAsyncContextManager[_T]) -> _T:
+        """Opens a client that the room closes when its loops have ended, last opened first, each within 3 s."""
+        stack = AsyncExitStack()
+        opened = await stack.enter_async_context(client)
+        self._clients.append((name, stack))
+        return opened
+
+    async def until_stopped(self) -> None:
+        """Waits until the room stops and its loops have ended; for a `main` that holds its clients itself."""
+        await self._drained.wait()
+
+    async def every(
+        self,
+        seconds: float,
+        work: Callable[[], Awaitable[object]],
+        wake: asyncio.Event | None = None,
+        *,
+        stale_after_s: float | None = None,
+    ) -> None:
+        """Does `work` now, whenever woken, and at the latest every `seconds`, until the room stops.
+
+        A transient error is logged and tried again with a bounded back-off, during which waking does not count. Work
+        that lasts longer than `stale_after_s` (30 s or three rounds) beats `room.health` itself, by the task's name.
+        """
+        name = _task_name()
+        wake = wake or asyncio.Event()
+        self.health.expect(name, stale_after_s or max(30.0, 3 * seconds))
+        failures = 0
+        while not self.stopping.is_set():
+            wake.clear()
+            try:
+                await work()
+                failures = 0
+            except TRANSIENT_ERRORS as error:
+                failures += 1
+                told = _log.warning if failures in (1, 10) or failures % 100 == 0 else _log.debug
+                told("%s: %s: %s", name, type(error).__name__, error, extra={"failures": failures})
+            self.health.beat(name)
+            if failures:
+                await _first_of(_back_off_s(failures), self.stopping)
+            else:
+                await _first_of(seconds, self.stopping, wake)
+        self.health.forget(name)
+
+    def stop(self) -> None:
+        """Asks everything to end; what is not gone in time is left behind by leaving the process."""
+        if self.stopping.is_set():
+            return
+        self.health.stopping = True
+        self.stopping.set()
+        watchdog = threading.Timer(self._stop_after_s, _leave, args=(self.name, self._stop_after_s))
+        watchdog.daemon = True
+        watchdog.start()
+
+    async def drain(self, main: asyncio.Task[object]) -> None:
+        """After `stopping`: loops end, then `main`, then the clients."""
+        loops = {task: grace_s for task, grace_s in self._grace_s.items() if task is not main}
+        await asyncio.gather(*(_end(task, grace_s) for task, grace_s in loops.items()))
+        self._drained.set()
+        await _end(main, CLOSE_LIMIT_S)
+        for name, stack in reversed(self._clients):
+            try:
+                async with asyncio.timeout(CLOSE_LIMIT_S):
+                    await stack.aclose()
+            except Exception as error:
+                _log.warning("closing %s: %s: %s", name, type(error).__name__, error)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if self.stopping.is_set():
+                _log.warning("%s ended while stopping: %s: %s", task.get_name(), type(error).__name__, error)
+            else:
+                self.crashed = True
+                _log.error("%s crashed", task.get_name(), exc_info=error)
+                self.stop()
+        self._grace_s.pop(task, None)
+        if not self._grace_s:
+            self.stop()
+
+
+def run_room(name: str, main: Callable[[Room], Awaitable[None]], *, stop_after_s: float = STOP_AFTER_S) -> None:
+    """Runs a room until SIGTERM or SIGINT, or until `main` and all its loops have ended; then exits the process.
+
+    Exit code 0, or 1 when `main` or a loop crashed. From the signal to the exit it takes at most `stop_after_s`.
+    """
+    start_logs(name)
+    telemetry = start_telemetry(name)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        crashed = runner.run(_live(name, main, stop_after_s))
+        telemetry.stop(TELEMETRY_LIMIT_S)
+    logging.shutdown()
+    sys.exit(1 if crashed else 0)
+
+
+async def _live(name: str, main: Callable[[Room], Awaitable[None]], stop_after_s: float) -> bool:
+    room = Room(name, stop_after_s=stop_after_s)
+    loop = asyncio.get_running_loop()
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(room.stop)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, asked)
+    async with _health_served(room):
+        task = room.spawn("main", _run_main(room, main))
+        await room.stopping.wait()
+        _log.info("stopping")
+        await room.drain(task)
+    _log.info("stopped")
+    return room.crashed
+
+
+async def _run_main(room: Room, main: Callable[[Room], Awaitable[None]]) -> None:
+    await main(room)
+
+
+@asynccontextmanager
+async def _health_served(room: Room) -> AsyncIterator[None]:
+    port = os.environ.get("LUTHIER_HEALTH_PORT")
+    if not port:
+        yield
+        return
+    async with serve_health(room.health, int(port), os.environ.get("LUTHIER_HEALTH_HOST", "127.0.0.1")) as served:
+        _log.info("health", extra={"port": served})
+        yield
+
+
+async def _end(task: asyncio.Task[object], grace_s: float) -> None:
+    if grace_s > 0:
+        await asyncio.wait({task}, timeout=grace_s)
+    if not task.done():
+        if grace_s > 0:
+            _log.warning("%s did not end within %g s", task.get_name(), grace_s)
+        task.cancel()
+        await asyncio.wait({task}, timeout=1.0)
+
+
+async def _first_of(seconds: float, *events: asyncio.Event) -> None:
+    """Waits for one of the events, at most so long."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def _back_off_s(failures: int) -> float:
+    return min(MAX_BACK_OFF_S, 0.25 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+
+
+def _task_name() -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.get_name()
+
+
+def _leave(name: str, stop_after_s: float) -> None:
+    _log.error("%s did not stop within %g s: leaving", name, stop_after_s)
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,101 @@
+"""Which texts of a chat could become control tokens, and marks that tell users' text from the template's; pure."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier_text.messages import TRAINED_ROLE, Message
+
+# Plane 16 is for private use: whatever a row holds, some of these characters are not in it.
+_PRIVATE = range(0x100000, 0x10FFFE)
+# Added tokens of this shape are control tokens even where the tokenizer does not call them special and the template
+# builds them from pieces.
+_CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>")
+
+
+def pick_mark(texts: Sequence[str], skip: str = "") -> str:
+    """A private character that occurs in none of the texts."""
+    for code in _PRIVATE:
+        mark = chr(code)
+        if mark not in skip and not any(mark in text for text in texts):
+            return mark
+    raise AssertionError("a text that holds every private character")
+
+
+def is_control(content: str, special: bool, template_literals: str) -> bool:
+    """Whether an added token must never come out of a user's text."""
+    if len(content) < 2 or content.isspace():
+        return False
+    return special or content in template_literals or _CONTROL_SHAPE.fullmatch(content) is not None
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """Control tokens of a bundle: `special` in nobody's text, the rest (`<think>`) in the assistant's text only."""
+
+    special: frozenset[str]
+    other: frozenset[str]
+    _patterns: dict[bool, "_Patterns"] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        patterns = {True: _Patterns(self.special), False: _Patterns(self.special | self.other)}
+        object.__setattr__(self, "_patterns", patterns)
+
+    def mark_messages(self, messages: Sequence[Message], mark: str) -> list[Message]:
+        """The messages with `mark` inside each text that is, or could join to, a control token."""
+        return [
+            {
+                key: value if key == "role" else self._mark(value, mark, message.get("role") == TRAINED_ROLE)
+                for key, value in message.items()
+            }
+            for message in messages
+        ]
+
+    def mark_tools(self, tools: list[Any] | None, mark: str) -> list[Any] | None:
+        """The same for tools, their keys too."""
+        return None if tools is None else [self._mark(tool, mark, False) for tool in tools]
+
+    def _mark(self, value: Any, mark: str, trusted: bool) -> Any:
+        if isinstance(value, str):
+            return self._patterns[trusted].mark(value, mark)
+        if isinstance(value, Mapping):
+            return {self._mark(key, mark, trusted): self._mark(item, mark, trusted) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._mark(item, mark, trusted) for item in value]
+        return value
+
+
+class _Patterns:
+    def __init__(self, tokens: frozenset[str]) -> None:
+        # A look-ahead, so that tokens that overlap are all found.
+        longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+        self._whole = re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))" if tokens else "(?!)")
+        self._heads = frozenset(token[:size] for token in tokens for size in range(1, len(token)))
+        self._tails = frozenset(token[-size:] for token in tokens for size in range(1, len(token)))
+        self._longest = max(map(len, tokens), default=0)
+
+    def mark(self, text: str, mark: str) -> str:
+        places = {found.start() + 1 for found in self._whole.finditer(text)}
+        end = len(text.rstrip())
+        start = len(text) - len(text.lstrip())
+        sizes = range(1, min(self._longest, end - start + 1))
+        if any(text[end - size : end] in self._heads for size in sizes):
+            places.add(end)
+        if any(text[start : start + size] in self._tails for size in sizes):
+            places.add(start)
+        for place in sorted(places, reverse=True):
+            text = text[:place] + mark + text[place:]
+        return text
+
+
+def mark_middles(messages: Sequence[Message], mark: str) -> list[Message]:
+    """The messages with `mark` in the middle of the text of everyone but the assistant."""
+    marked = []
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") != TRAINED_ROLE and isinstance(content, str) and content.strip():
+            middle = len(content) - len(content.lstrip()) + (len(content.strip()) + 1) // 2
+            message = {**message, "content": content[:middle] + mark + content[middle:]}
+        marked.append(message)
+    return marked

@@ -1,0 +1,129 @@
+"""Servers for tests: embedded ones by default, real ones where they are at hand. Each starts when first asked for, once a session."""
+
+import asyncio
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from pymongo import AsyncMongoClient
+
+from luthier_stack.logs import tail
+from luthier_stack.part import tied_to_this_process
+from luthier_stack.ports import find_free_ports, is_free
+from luthier_stack.settings import StackSettings
+from luthier_stack.stack import Stack
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NEEDS_REAL = "needs the real servers"
+EXPECTED_SKIPS = (NEEDS_REAL, "needs a GPU")
+START_TIMEOUT_S = 60.0
+KAFKA_CONTROLLER_OFFSET = 100
+
+
+class RealS3(NamedTuple):
+    """An S3 server that checks signatures."""
+
+    endpoint_url: str
+    access_key: str = "test"
+    secret_key: str = "test-secret"
+    region: str = "us-east-1"
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Gives a free loopback port at each call."""
+    return lambda: find_free_ports(1)[0]
+
+
+@pytest.fixture(scope="session")
+async def mongo_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The embedded mongod: a replica set of one. Use the `database_name` fixture beside it."""
+    settings = StackSettings(home=tmp_path_factory.mktemp("mongo"), services=(), servers=("mongod",), mongo_url=None)
+    async with Stack(settings) as stack:
+        yield stack.env["LUTHIER_MONGO_URL"]
+
+
+@pytest.fixture(scope="session")
+async def kafka_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The embedded broker, as host:port."""
+    settings = StackSettings(home=tmp_path_factory.mktemp("tansu"), services=(), servers=("tansu",), kafka_url=None)
+    async with Stack(settings) as stack:
+        yield stack.env["LUTHIER_KAFKA_URL"]
+
+
+@pytest.fixture
+async def database_name(mongo_url: str) -> AsyncIterator[str]:
+    """A database of this test's own, dropped after it."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield name
+    async with AsyncMongoClient[dict[str, object]](mongo_url, timeoutMS=10_000) as client:
+        await client.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+async def real_kafka_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A real Apache Kafka with one broker, as host:port. It makes no topics by itself."""
+    script = _real_script("kafka-up")
+    port = next(p for p in find_free_ports(20) if is_free(p + KAFKA_CONTROLLER_OFFSET))
+    async with _real_server(script, tmp_path_factory.mktemp("kafka"), port) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+async def real_s3(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealS3]:
+    """A real S3 server over a directory; it has no bucket yet."""
+    script = _real_script("s3-up")
+    async with _real_server(script, tmp_path_factory.mktemp("s3"), find_free_ports(1)[0]) as address:
+        yield RealS3(address)
+
+
+def _real_script(name: str) -> Path:
+    """A start script of the real servers (LUTHIER_REAL names their folder), or a skip that says what is missing."""
+    folder = Path(os.environ.get("LUTHIER_REAL") or REPOSITORY.parent / "shared" / "real")
+    if not (folder / name).is_file():
+        pytest.skip(f"{NEEDS_REAL}: no folder {folder} with {name} (set LUTHIER_REAL)")
+    if shutil.which("java") is None:
+        pytest.skip(f"{NEEDS_REAL}: no Java on PATH")
+    return folder / name
+
+
+@asynccontextmanager
+async def _real_server(script: Path, folder: Path, port: int) -> AsyncIterator[str]:
+    """Run a start script until the block ends; gives the address that it prints when ready."""
+    log = folder / "script.log"
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *tied_to_this_process((str(script), str(folder / "data"), str(port))),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+        )
+    assert process.stdout is not None
+    try:
+        line = (await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S)).decode().strip()
+        if not line.startswith("ready "):
+            pytest.fail(f"{script.name} did not start:\n{tail(log)}")
+        yield line.removeprefix("ready ").replace("localhost", "127.0.0.1")
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With LUTHIER_STRICT_SKIPS a skip that nobody expected fails the run: a test that never runs proves nothing."""
+    if not os.environ.get("LUTHIER_STRICT_SKIPS") or exitstatus != pytest.ExitCode.OK:
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    unexpected = [report for report in skipped if not any(reason in str(report.longrepr) for reason in EXPECTED_SKIPS)]
+    if unexpected:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        for report in unexpected:
+            reporter.write_line(f"unexpected skip: {report.nodeid}: {report.longrepr}", red=True)

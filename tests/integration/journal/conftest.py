@@ -1,0 +1,44 @@
+"""A journal of relays and projectors over a broker, as every api process runs them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+
+from luthier_common.journal.projector import Projector, run_projector
+from luthier_common.journal.relay import Relay, run_relay, wake_on_change
+from luthier_common.kit.broker import Reader, Writer, ensure_topics
+from luthier_common.kit.clock import SystemClock
+from luthier_common.kit.mongo import Database
+
+Journal = Callable[..., AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def journal(db: Database) -> Journal:
+    @asynccontextmanager
+    async def run(url: str, owner: str = "one") -> AsyncIterator[None]:
+        await ensure_topics(url)
+        clock, stopping, wake = SystemClock(), asyncio.Event(), asyncio.Event()
+        writer, reader = Writer(url), Reader(url)
+        relay = Relay(db, writer, owner=owner, source="luthier/test/1", clock=clock)
+        projector = Projector(db, reader, owner=owner, clock=clock)
+        tasks = [
+            asyncio.create_task(run_relay(relay, wake, stopping, lambda: None)),
+            asyncio.create_task(run_projector(projector, stopping, lambda: None)),
+            asyncio.create_task(wake_on_change(db, wake)),
+        ]
+        try:
+            yield
+        finally:
+            stopping.set()
+            wake.set()
+            tasks[2].cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(*tasks)
+            await writer.close()
+            await reader.close()
+
+    return run

@@ -1,0 +1,128 @@
+"""What is committed is told: relay, topic and projector over an embedded and a real broker."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+from builders.jobs import JobStory, make_step
+from builders.waiting import until
+
+from luthier_common.contract import events as f
+from luthier_common.contract.envelope import Envelope
+from luthier_common.contract.topics import DEAD_LETTERS, TOPICS, Kind, partition_of
+from luthier_common.journal.auditor import audit
+from luthier_common.kit.broker import Message, Reader, Part, Writer, build_broker, hear, listening
+from luthier_common.kit.mongo import Database
+from luthier_stack.settings import StackSettings
+from luthier_stack.stack import Stack
+
+Journal = Callable[..., AbstractAsyncContextManager[None]]
+
+BROKERS = ["kafka_url", "real_kafka_url"]
+
+
+@pytest.fixture(params=BROKERS)
+def broker_url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
+async def told(db: Database, story: JobStory) -> list[int]:
+    rows = db["events"].find({"kind": "job", "thing": story.id}, {"seq": 1}).sort("seq", 1)
+    return [row["seq"] async for row in rows]
+
+
+async def emptied(db: Database) -> bool:
+    return await db["jobs"].find_one({"pend": True}, {"_id": 1}) is None
+
+
+async def test_every_fact_becomes_a_row_in_order_and_leaves_the_outbox(db: Database, journal: Journal, broker_url: str) -> None:
+    async with journal(broker_url):
+        stories = [await (await JobStory.created(db)).in_training() for _ in range(5)]
+        for step in range(1, 11):
+            await asyncio.gather(*(story.tell(make_step(step), attempt=1) for story in stories))
+        await until(lambda: emptied(db), what="empty outboxes")
+        for story in stories:
+            doc = await story.doc()
+            assert await told(db, story) == list(range(1, doc["seq"] + 1))
+            assert (doc["outbox"], doc["unsent"], doc["pend"]) == ([], False, False)
+        assert await audit(db, older_than_s=0) == []
+
+
+async def test_two_journals_share_the_partitions_and_double_nothing(db: Database, journal: Journal, broker_url: str) -> None:
+    async with journal(broker_url, "one"), journal(broker_url, "two"):
+        stories = [await (await JobStory.created(db)).in_training() for _ in range(8)]
+        await until(lambda: emptied(db), what="empty outboxes")
+        for story in stories:
+            assert await told(db, story) == list(range(1, (await story.doc())["seq"] + 1))
+
+
+async def test_a_room_without_a_group_hears_new_facts_at_once(db: Database, journal: Journal, broker_url: str) -> None:
+    heard: list[Envelope] = []
+
+    async def on_fact(envelope: Envelope) -> None:
+        heard.append(envelope)
+
+    broker = build_broker(broker_url, "test")
+    hear(broker, [TOPICS[Kind.JOB]], on_fact)
+    async with journal(broker_url), listening(broker):
+        story = await JobStory.created(db)
+
+        async def told_again() -> bool:
+            await story.tell(f.QueueReasonChanged(reason="x", message="x"))
+            return any(envelope.thing == story.id for envelope in heard)
+
+        await until(told_again, what="the job's fact")
+        (first, *_) = [envelope for envelope in heard if envelope.thing == story.id]
+        assert first.type == "JobCreated"
+        assert (first.org, first.project, first.actor.room) == ("org-default", "proj-default", "test")
+
+
+async def test_what_cannot_be_read_goes_to_the_dead_letters_and_blocks_nothing(
+    db: Database, journal: Journal, broker_url: str, database_name: str
+) -> None:
+    heard: list[str] = []
+
+    async def on_fact(envelope: Envelope) -> None:
+        heard.append(envelope.thing)
+
+    broker = build_broker(broker_url, "test")
+    hear(broker, [TOPICS[Kind.JOB]], on_fact, group=f"group-{database_name}")
+    writer = Writer(broker_url)
+    async with journal(broker_url), listening(broker):
+        story = await JobStory.created(db)
+        part = partition_of(Kind.JOB, story.id)
+        poison = Message(b"poison", f'{{"no": "{database_name}"}}'.encode(), [("ce_type", b"Nothing")])
+        await writer.send(TOPICS[Kind.JOB].name, part, [poison])
+        await story.tell(f.JobCancelled(), op_id="c")
+        await until(lambda: _heard_twice(heard, story.id), within_s=40, what="both facts of the job")
+    reader = Reader(broker_url)
+    await reader.seek({Part(DEAD_LETTERS.name, 0): 0})
+
+    async def buried() -> list[bytes]:
+        batches, _ = await reader.read(wait_ms=200)
+        return [r.value for records in batches.values() for r in records if database_name.encode() in r.value]
+
+    assert await until(buried, what="the dead letter") == [poison.value]
+    await reader.close()
+    await writer.close()
+
+
+async def _heard_twice(heard: list[str], thing: str) -> bool:
+    return heard.count(thing) >= 2
+
+
+async def test_a_broker_that_lost_its_log_loses_no_event(db: Database, journal: Journal, tmp_path: Path) -> None:
+    settings = StackSettings(home=tmp_path, services=(), servers=("tansu",), kafka_url=None)
+    async with Stack(settings) as stack, journal(stack.env["LUTHIER_KAFKA_URL"]):
+        before = await (await JobStory.created(db)).in_training()
+        await until(lambda: emptied(db), what="empty outboxes")
+        stack.kill("tansu", signal.SIGKILL)
+        during = await (await JobStory.created(db)).in_training()
+        await stack.wait_ready("tansu")
+        await before.tell(make_step(1), attempt=1)
+        await until(lambda: emptied(db), within_s=40, what="empty outboxes after the loss")
+        for story in (before, during):
+            assert await told(db, story) == list(range(1, (await story.doc())["seq"] + 1))
