@@ -1,4 +1,7 @@
-"""Servers for tests: embedded ones by default, real ones where they are at hand. Each starts when first asked for, once a session."""
+"""Servers for tests: embedded ones by default, real ones where they are at hand.
+
+Each starts when first asked for, once a session.
+"""
 
 import asyncio
 import os

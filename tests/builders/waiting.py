@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 async def until(
-    seen: Callable[[], Awaitable[T | None | bool]], *, within_s: float = 20.0, every_s: float = 0.02, what: str = ""
+    seen: Callable[[], Awaitable[T | bool | None]], *, within_s: float = 20.0, every_s: float = 0.02, what: str = ""
 ) -> T:
     """The first truthy answer of `seen`. Raises AssertionError with the last answer after `within_s`."""
     deadline = time.monotonic() + within_s

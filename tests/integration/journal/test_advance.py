@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from builders.jobs import ACTOR, OWNED, JobStory, make_blob, make_spec, make_step
 
+from builders.jobs import ACTOR, OWNED, JobStory, make_blob, make_spec, make_step
 from luthier_common.contract import events as f
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import MAX_OUTBOX, MAX_OUTBOX_BULK, Outcome, advance, create
@@ -128,7 +128,7 @@ async def test_a_restart_raises_the_generation_and_the_job_may_end_again(db: Dat
     await story.tell(f.JobCancelled(), op_id="c1")
     assert (await story.tell(f.JobRestarted(), op_id="r1")).applied
     doc = await story.doc()
-    assert (doc["generation"], doc["status"], doc["finished_at"]) == (2, "queued", None)
+    assert (doc["generation"], doc["status"], doc["finished_at"]) == (2, "validating_files", None)
     assert doc["outbox"][-1]["generation"] == 2
     assert (await story.tell(f.JobCancelled(), op_id="c2")).applied
 

@@ -7,14 +7,14 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+
 from builders.jobs import JobStory, make_step
 from builders.waiting import until
-
 from luthier_common.contract import events as f
 from luthier_common.contract.envelope import Envelope
 from luthier_common.contract.topics import DEAD_LETTERS, TOPICS, Kind, partition_of
 from luthier_common.journal.auditor import audit
-from luthier_common.kit.broker import Message, Reader, Part, Writer, build_broker, hear, listening
+from luthier_common.kit.broker import Message, Part, Reader, Writer, build_broker, hear, listening
 from luthier_common.kit.mongo import Database
 from luthier_stack.settings import StackSettings
 from luthier_stack.stack import Stack
@@ -38,7 +38,9 @@ async def emptied(db: Database) -> bool:
     return await db["jobs"].find_one({"pend": True}, {"_id": 1}) is None
 
 
-async def test_every_fact_becomes_a_row_in_order_and_leaves_the_outbox(db: Database, journal: Journal, broker_url: str) -> None:
+async def test_every_fact_becomes_a_row_in_order_and_leaves_the_outbox(
+    db: Database, journal: Journal, broker_url: str
+) -> None:
     async with journal(broker_url):
         stories = [await (await JobStory.created(db)).in_training() for _ in range(5)]
         for step in range(1, 11):
@@ -51,7 +53,9 @@ async def test_every_fact_becomes_a_row_in_order_and_leaves_the_outbox(db: Datab
         assert await audit(db, older_than_s=0) == []
 
 
-async def test_two_journals_share_the_partitions_and_double_nothing(db: Database, journal: Journal, broker_url: str) -> None:
+async def test_two_journals_share_the_partitions_and_double_nothing(
+    db: Database, journal: Journal, broker_url: str
+) -> None:
     async with journal(broker_url, "one"), journal(broker_url, "two"):
         stories = [await (await JobStory.created(db)).in_training() for _ in range(8)]
         await until(lambda: emptied(db), what="empty outboxes")

@@ -3,7 +3,6 @@
 import asyncio
 
 from builders.waiting import until
-
 from luthier_common.kit import leases
 from luthier_common.kit.mongo import Database
 

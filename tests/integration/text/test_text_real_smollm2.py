@@ -63,12 +63,13 @@ def theirs(fields: dict[str, Any], tokenizer: Tokenizer) -> PreTrainedTokenizerF
 def _rows() -> list[dict[str, Any]]:
     """The sources of this package as conversations: prose, code, numbers and JSON."""
     spec = find_spec("luthier_text")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     texts = [path.read_text() for path in sorted(Path(spec.origin).parent.glob("*.py"))]
     pieces = [piece for text in texts for piece in text.split("\n\n") if piece and "<|" not in piece]
     rows = []
     for number in range(0, len(pieces) - 4, 4):
-        contents = pieces[number : number + 4] + [json.dumps({"né": [number, "  2 3"]}, indent=2)]
+        contents = [*pieces[number : number + 4], json.dumps({"né": [number, "  2 3"]}, indent=2)]
         roles = ["system", "user", "assistant", "user", "assistant"]
         rows.append({"messages": [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]})
     return rows

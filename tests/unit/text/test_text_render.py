@@ -18,8 +18,7 @@ def _ours(pair: Any, chat: list[dict[str, Any]], **options: Any) -> str | None:
     try:
         return str(pair.bundle.render(chat, **options))
     except TextError as error:
-        assert error.code == "template_refused"
-        return None
+        return None if error.code == "template_refused" else error.code
 
 
 def test_text_equals_transformers(pair: Any, chats: list[Any], tools: list[Any]) -> None:

@@ -110,11 +110,11 @@ def _forged_spans(
     if not breaks:
         return []
     spans = []
-    for id_, (start, end) in zip(found.ids, found.offsets, strict=True):
+    for id_, (first, last) in zip(found.ids, found.offsets, strict=True):
         if id_ not in control_ids:
             continue
         # Added tokens may swallow the spaces around them.
-        start, end = end - len(text[start:end].lstrip()), start + len(text[start:end].rstrip())
+        start, end = last - len(text[first:last].lstrip()), first + len(text[first:last].rstrip())
         if any(start < place < end for place in breaks):
             spans.append((start, end))
     return spans

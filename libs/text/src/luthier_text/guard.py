@@ -96,6 +96,7 @@ def mark_middles(messages: Sequence[Message], mark: str) -> list[Message]:
         content = message.get("content")
         if message.get("role") != TRAINED_ROLE and isinstance(content, str) and content.strip():
             middle = len(content) - len(content.lstrip()) + (len(content.strip()) + 1) // 2
-            message = {**message, "content": content[:middle] + mark + content[middle:]}
-        marked.append(message)
+            marked.append({**message, "content": content[:middle] + mark + content[middle:]})
+        else:
+            marked.append(message)
     return marked

@@ -5,7 +5,7 @@ counts there (`counts`), and the condition under which it is new (`unless_done`,
 Changes are additive; a break is a new fact.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -64,7 +64,7 @@ class Problem(Shape):
     message: str
     param: str | None = None
     line: int | None = None
-    owner: Literal["user", "operator"] = "operator"
+    owner: str = Field("operator", description="whose move it is: user or operator")
     retryable: bool = False
 
 
@@ -88,6 +88,8 @@ class Blob(Shape):
 
 
 class FileUploaded(FileFact):
+    """The file's bytes are stored whole under `object_key`; nobody has read them yet."""
+
     filename: str
     bytes: int
     sha256: str
@@ -122,13 +124,15 @@ class FileGenerated(FileFact):
 
 
 class FileDeleted(FileFact):
-    pass
+    """A user deleted the file; its bytes go when nothing refers to them."""
 
 
 # Jobs: from creation to the queue
 
 
 class JobCreated(JobFact):
+    """A job was asked for. `spec` is what its creator asked for, before anything is resolved."""
+
     spec: JobSpec
 
 
@@ -136,7 +140,7 @@ class DatasetProcessed(JobFact):
     """One file of the job has been read and counted with the base's own tokenizer."""
 
     file_id: str
-    role: Literal["training", "validation"]
+    role: str = Field(description="training or validation")
     num_examples: int
     num_tokens: int
     num_trained_tokens: int = Field(description="tokens that carry a label, in one pass")
@@ -150,11 +154,15 @@ class DatasetProcessed(JobFact):
 
 
 class DataAccepted(JobFact):
+    """Every file of the job has been read and can be trained on."""
+
     num_examples: int
     num_tokens: int
 
 
 class DataRejected(JobFact):
+    """A file of the job cannot be trained on; the report names each finding."""
+
     problem: Problem
     report_key: str | None = None
 
@@ -203,6 +211,8 @@ class JobPlaced(JobFact):
 
 
 class RunStarted(RunFact):
+    """The node has loaded base and data; steps follow."""
+
     total_steps: int
     num_epochs: int
     num_examples: int
@@ -232,7 +242,10 @@ class StepCompleted(RunFact):
         return {
             "last_step": self.step,
             "trained_tokens": self.trained_tokens,
-            "last_metrics": {"train_loss": self.train_loss, "train_mean_token_accuracy": self.train_mean_token_accuracy},
+            "last_metrics": {
+                "train_loss": self.train_loss,
+                "train_mean_token_accuracy": self.train_mean_token_accuracy,
+            },
             "step_time_s": self.step_time_s,
         }
 
@@ -280,6 +293,8 @@ class CheckpointRejected(RunFact):
 
 
 class PauseRequested(JobFact):
+    """A user asked a placed run to save a checkpoint and leave its slots."""
+
     def remembers(self) -> dict[str, Any]:
         return {"wanted": "pause"}
 
@@ -295,6 +310,8 @@ class RunPaused(RunFact):
 
 
 class JobResumed(JobFact):
+    """A user put a paused job back into the queue."""
+
     def remembers(self) -> dict[str, Any]:
         return {"wanted": "run"}
 
@@ -368,6 +385,8 @@ class ServingSkipped(JobFact):
 
 
 class ServingRefused(JobFact):
+    """An engine tried the model and refused it, so the job has failed."""
+
     problem: Problem
 
     def remembers(self) -> dict[str, Any]:
@@ -388,6 +407,8 @@ class ModelRegistered(JobFact):
 
 
 class JobFailed(JobFact):
+    """The job ended without a model, for a reason that is no run's."""
+
     problem: Problem
 
     def remembers(self) -> dict[str, Any]:
@@ -405,7 +426,7 @@ class JobRestarted(JobFact):
     """A user re-opened a job that had ended; attempts go on counting."""
 
     def remembers(self) -> dict[str, Any]:
-        return {"wanted": "run", "error": None, "strikes": 0, "finished_at": None}
+        return {"wanted": "run", "error": None, "strikes": 0, "finished_at": None, "datasets": {}}
 
     def counts(self) -> dict[str, int]:
         return {"generation": 1}
@@ -415,6 +436,8 @@ class JobRestarted(JobFact):
 
 
 class ModelStaged(ModelFact):
+    """The model's files are in their permanent place; nobody sees it before its job has succeeded."""
+
     name: str
     job_id: str
     base: str
@@ -422,19 +445,23 @@ class ModelStaged(ModelFact):
 
 
 class ModelPublished(ModelFact):
+    """The model's job has succeeded: it is listed and answers."""
+
     name: str
     job_id: str
 
 
 class ModelDeleted(ModelFact):
-    pass
+    """The model no longer answers; its files go when nothing refers to them."""
 
 
 # Nodes
 
 
 class NodeJoined(NodeFact):
-    role: Literal["trainer", "inference"]
+    """A node began to renew its document, for the first time or again."""
+
+    role: str = Field(description="trainer or inference")
     num_slots: int
     device: str
     address: str | None = None
@@ -444,6 +471,8 @@ class NodeJoined(NodeFact):
 
 
 class NodeCapacityChanged(NodeFact):
+    """The node offers another number of slots."""
+
     num_slots: int
     reason: str
 

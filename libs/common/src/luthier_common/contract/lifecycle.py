@@ -123,7 +123,7 @@ JOB = Lifecycle(
             "cancelled",
             "api",
         ),
-        Row(("failed", "cancelled"), f.JobRestarted, "waiting", "api", reopens=True),
+        Row(("failed", "cancelled"), f.JobRestarted, "checking", "api", reopens=True),
     ),
 )
 
@@ -154,7 +154,8 @@ MODEL = Lifecycle(
     rows=(
         Row((NEW,), f.ModelStaged, "staged", "registry"),
         Row(("staged",), f.ModelPublished, "published", "registry"),
-        Row(("staged", "published"), f.ModelDeleted, "deleted", "api"),
+        Row(("staged",), f.ModelDeleted, "deleted", "registry"),
+        Row(("published",), f.ModelDeleted, "deleted", "api"),
     ),
 )
 
@@ -166,10 +167,10 @@ NODE = Lifecycle(
         Phase("left", "left", "it was stopped in order"),
     ),
     rows=(
-        Row((NEW, "live", "lost", "left"), f.NodeJoined, "live", "trainer"),
-        Row(("live",), f.NodeCapacityChanged, None, "trainer"),
+        Row((NEW, "live", "lost", "left"), f.NodeJoined, "live", "trainer, inference"),
+        Row(("live",), f.NodeCapacityChanged, None, "trainer, inference"),
         Row(("live",), f.NodeLost, "lost", "scheduler"),
-        Row(("live", "lost"), f.NodeLeft, "left", "trainer"),
+        Row(("live", "lost"), f.NodeLeft, "left", "trainer, inference"),
     ),
 )
 

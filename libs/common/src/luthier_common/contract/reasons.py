@@ -19,10 +19,15 @@ class FailureReason(StrEnum):
 
     INVALID_FILE = "invalid_file", "user", "A data file has lines that cannot be trained on; the report names each."
     INVALID_N_EXAMPLES = "invalid_n_examples", "user", "The training file has fewer examples than the minimum."
+    CHECK_LIMITS_EXCEEDED = "check_limits_exceeded", "user", "Reading a data file took more memory or time than it may."
     FILE_MISSING = "file_missing", "user", "A data file was deleted before the job could read it."
     ROW_TOO_LONG = "row_too_long", "user", "A row is longer than the context length; the report names each."
     NOTHING_TO_LEARN = "nothing_to_learn", "user", "No row holds an assistant message that could be learned."
-    TEMPLATE_REFUSED = "template_refused", "user", "The base model's chat template refuses a row, for example its roles."
+    TEMPLATE_REFUSED = (
+        "template_refused",
+        "user",
+        "The base model's chat template refuses a row, for example its roles.",
+    )
     BASE_MISSING = "base_missing", "operator", "The base model's bundle cannot be read from the catalogue."
     OUT_OF_MEMORY = "out_of_memory", "user", "The run needed more memory than its slots have."
     LOSS_DIVERGED = "loss_diverged", "user", "The loss became infinite or not a number."

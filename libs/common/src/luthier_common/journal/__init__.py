@@ -1,1 +1,1 @@
-"""The journal moves a thing (`advance`), tells what was saved (`relay`), keeps the list (`projector`), checks (`auditor`)."""
+"""The journal: `advance` moves, `relay` tells, `projector` keeps the list, `auditor` looks for what was missed."""

@@ -56,7 +56,7 @@ class Advanced:
 
 
 async def create(db: Database, fact: Fact, thing_id: str, fields: Mapping[str, Any], *, actor: Actor) -> Advanced:
-    """Insert a thing whose first fact is `fact`. `fields` must hold org, project and owner. A known id is a duplicate."""
+    """Insert a thing whose first fact is `fact`. `fields` hold org, project and owner. A known id is a duplicate."""
     life = LIFECYCLES[fact.kind]
     phase = life.moves([fact])[NEW]
     birth = secrets.token_hex(8)
@@ -100,7 +100,8 @@ async def advance(
     A lost reply is settled by reading the document again. Raises a driver error when the database stays away.
     """
     listed = [facts] if isinstance(facts, Fact) else list(facts)
-    assert listed and all(fact.kind == kind for fact in listed)
+    assert listed, "an advance states something"
+    assert all(fact.kind == kind for fact in listed)
     assert attempt is not None or not any(fact.of_a_run for fact in listed), "facts of a run name their attempt"
     life = LIFECYCLES[kind]
     moves = {start: end for start, end in life.moves(listed).items() if start != NEW}
@@ -119,9 +120,7 @@ async def advance(
     doc: Doc | None = None
     for _ in range(5):
         try:
-            doc = await collection.find_one_and_update(
-                query, update, projection={"outbox": 0}, return_document=AFTER
-            )
+            doc = await collection.find_one_and_update(query, update, projection={"outbox": 0}, return_document=AFTER)
         except DRIVER_ERRORS:
             doc = None
         await failpoint("journal.after_advance")
@@ -188,7 +187,12 @@ def _blank(kind: Kind, thing_id: str, phase: str, life: Lifecycle) -> Doc:
 
 
 def _update(
-    facts: Sequence[Fact], actor: Actor, moves: Mapping[str, str], life: Lifecycle, op_id: str | None, also: Mapping[str, Any]
+    facts: Sequence[Fact],
+    actor: Actor,
+    moves: Mapping[str, str],
+    life: Lifecycle,
+    op_id: str | None,
+    also: Mapping[str, Any],
 ) -> list[Doc]:
     remembered: Doc = {}
     counted: dict[str, int] = {}

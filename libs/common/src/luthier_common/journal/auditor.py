@@ -30,8 +30,8 @@ async def audit(db: Database, *, older_than_s: float = 60.0) -> list[Finding]:
             {"$match": {"$expr": {"$gt": [{"$subtract": ["$$NOW", "$outbox.at"]}, int(older_than_s * 1000)]}}},
             {"$group": {"_id": "$_id", "seqs": {"$push": "$outbox.seq"}}},
         ]
-        async for row in db[name].aggregate(late):
-            findings.append(Finding(kind, row["_id"], "late", tuple(sorted(row["seqs"]))))
+        rows = await db[name].aggregate(late).to_list(None)
+        findings += [Finding(kind, row["_id"], "late", tuple(sorted(row["seqs"]))) for row in rows]
         findings += await _holes(db, kind, name, older_than_s)
     for finding in findings:
         log.error("alarm: %s facts of %s %s: %s", finding.what, finding.kind, finding.thing, finding.seqs[:20])

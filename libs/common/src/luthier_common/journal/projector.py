@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from luthier_common.kit.broker import Part, Reader, Record
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import DRIVER_ERRORS, BulkWriteError, Database, Doc
+from luthier_common.kit.mongo import OUTAGES, BulkWriteError, Database, Doc
 
 log = logging.getLogger(__name__)
 POSITIONS = "positions"
@@ -209,13 +210,16 @@ class Projector:
         entry = {"outbox": {"$elemMatch": {"seq": seq, "offset": offset}}}
         unset = {"$set": {"outbox.$.offset": None, "outbox.$.partition": None, "unsent": True}}
         await self._db[COLLECTIONS[kind]].update_one({"_id": thing, **entry}, unset)
-        log.warning("a published fact was lost by the broker; it is sent again", extra={"fact": f"{kind}/{thing}/{seq}"})
+        log.warning(
+            "a published fact was lost by the broker; it is sent again", extra={"fact": f"{kind}/{thing}/{seq}"}
+        )
 
 
 def _row(part: Part, record: Record) -> Doc | None:
-    try:
+    envelope = None
+    with suppress(ValueError):
         envelope = read_envelope(record.value, record.headers)
-    except ValueError:
+    if envelope is None:
         log.error("a message is no fact", extra={"at": f"{part.topic}/{part.partition}/{record.offset}"})
         return None
     return event_row(envelope, json.loads(record.value), part.partition, record.offset)
@@ -249,7 +253,7 @@ async def run_projector(projector: Projector, stopping: asyncio.Event, beat: Any
         try:
             await projector.step()
             beat()
-        except (TransientError, *DRIVER_ERRORS) as error:
+        except OUTAGES as error:
             log.warning("the projector waits: %s", error)
             await asyncio.sleep(0.5)
     await projector.release()

@@ -14,9 +14,8 @@ from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.kit import leases
 from luthier_common.kit.broker import Message, Writer
 from luthier_common.kit.clock import Clock
-from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import DRIVER_ERRORS, Database, Doc
+from luthier_common.kit.mongo import OUTAGES, Database, Doc
 
 log = logging.getLogger(__name__)
 LEASE_S = 3.0
@@ -129,14 +128,16 @@ def envelope_of(kind: Kind, thing: Doc, entry: dict[str, Any]) -> Envelope:
     )
 
 
-async def run_relay(relay: Relay, wake: asyncio.Event, stopping: asyncio.Event, beat: Any, *, idle_s: float = 1.0) -> None:
+async def run_relay(
+    relay: Relay, wake: asyncio.Event, stopping: asyncio.Event, beat: Any, *, idle_s: float = 1.0
+) -> None:
     """Publish until stopped: at once when woken, and every `idle_s` otherwise."""
     while not stopping.is_set():
         try:
             wake.clear()
             sent = await relay.step()
             beat()
-        except (TransientError, *DRIVER_ERRORS) as error:
+        except OUTAGES as error:
             log.warning("the relay waits: %s", error)
             sent = 0
             await asyncio.sleep(0.5)

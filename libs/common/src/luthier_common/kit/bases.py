@@ -43,14 +43,14 @@ async def fetch_base(
     if base is None:
         raise BaseMissingError(f"no base model {name!r} in the catalogue")
     wanted = [file for file in base["files"] if only is None or file["name"] in only]
-    target = cache_dir / base["digest"]
+    target = cache_dir / str(base["digest"])
     await fetch_files(objects, base["key"], wanted, target)
     return target
 
 
 async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: Path) -> None:
     """Download what `target` lacks of `files` ({name, bytes, sha256}), one process at a time, each file verified."""
-    target.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
     missing = [file for file in files if not _is_there(target / file["name"], file)]
     if not missing:
         return

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -21,7 +22,7 @@ from faststream.kafka.annotations import KafkaMessage
 from luthier_common.contract.envelope import Envelope, read_envelope
 from luthier_common.contract.topics import ALL_TOPICS, DEAD_LETTERS, MAX_MESSAGE_BYTES, Topic
 from luthier_common.kit.errors import TransientError
-from luthier_common.kit.mongo import DRIVER_ERRORS
+from luthier_common.kit.mongo import OUTAGES
 from luthier_common.kit.telemetry import use_traceparent
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ FETCH_WAIT_MS = 50
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
 
 OnFact = Callable[[Envelope], Awaitable[None]]
-Part = TopicPartition
+Part: TypeAlias = TopicPartition
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,10 @@ def hear(broker: KafkaBroker, topics: Sequence[Topic], on_fact: OnFact, *, group
         if group is None:
             parts = [StreamPartition(topic.name, number) for number in range(topic.num_partitions)]
             subscriber = broker.subscriber(
-                partitions=parts, auto_offset_reset="latest", ack_policy=AckPolicy.MANUAL, fetch_max_wait_ms=FETCH_WAIT_MS
+                partitions=parts,
+                auto_offset_reset="latest",
+                ack_policy=AckPolicy.MANUAL,
+                fetch_max_wait_ms=FETCH_WAIT_MS,
             )
         else:
             subscriber = broker.subscriber(
@@ -263,29 +267,39 @@ def hear(broker: KafkaBroker, topics: Sequence[Topic], on_fact: OnFact, *, group
 
 def _handler(broker: KafkaBroker, on_fact: OnFact) -> Callable[[KafkaMessage], Awaitable[None]]:
     async def handle(message: KafkaMessage) -> None:
-        headers = list(message.raw_message.headers)
+        raw: Any = message.raw_message
+        headers = list(raw.headers)
         try:
             envelope = read_envelope(message.body, headers)
         except ValueError as error:
-            return await _bury(broker, message, error)
-        for delay in (*RETRY_DELAYS_S, None):
-            try:
-                with use_traceparent(envelope.trace):
-                    return await on_fact(envelope)
-            except (TransientError, *DRIVER_ERRORS):
-                if delay is None:
-                    raise
-                await asyncio.sleep(delay)
-            except Exception as error:
-                log.exception("a fact could not be handled", extra={"fact": envelope.id})
-                return await _bury(broker, message, error)
+            await _bury(broker, message, error)
+            return
+        try:
+            with use_traceparent(envelope.trace):
+                await _handle_patiently(on_fact, envelope)
+        except OUTAGES:
+            raise
+        except Exception as error:
+            log.exception("a fact could not be handled", extra={"fact": envelope.id})
+            await _bury(broker, message, error)
 
     return handle
 
 
+async def _handle_patiently(on_fact: OnFact, envelope: Envelope) -> None:
+    for delay_s in RETRY_DELAYS_S:
+        try:
+            await on_fact(envelope)
+        except OUTAGES:
+            await asyncio.sleep(delay_s)
+        else:
+            return
+    await on_fact(envelope)
+
+
 async def _bury(broker: KafkaBroker, message: KafkaMessage, error: Exception) -> None:
     """Keep the message with its cause. The cause names the error's class, never the message's content."""
-    raw = message.raw_message
+    raw: Any = message.raw_message
     headers = {name: value.decode("utf-8", "replace") for name, value in raw.headers}
     headers |= {"x-error": type(error).__name__, "x-origin": f"{raw.topic}/{raw.partition}/{raw.offset}"}
     await broker.publish(message.body, DEAD_LETTERS.name, key=raw.key, headers=headers)
@@ -293,7 +307,7 @@ async def _bury(broker: KafkaBroker, message: KafkaMessage, error: Exception) ->
 
 @asynccontextmanager
 async def listening(broker: KafkaBroker) -> AsyncIterator[None]:
-    """Run the subscribers in the background. A broker that is away is tried again and never keeps a room from starting."""
+    """Run the subscribers in the background. A broker that is away never keeps a room from starting."""
     task = asyncio.create_task(_keep_listening(broker))
     try:
         yield

@@ -26,7 +26,9 @@ def _until(ttl_s: float) -> Doc:
 async def acquire(db: Database, name: str, owner: str, ttl_s: float, *, collection: str = COLLECTION) -> Lease | None:
     """Take or renew the lease `name`. None while another owner holds it."""
     mine = {"$eq": ["$owner", owner]}
-    free = {"$or": [mine, {"$lt": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]}, {"$eq": [{"$type": "$until"}, "missing"]}]}
+    free = {
+        "$or": [mine, {"$lt": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]}, {"$eq": [{"$type": "$until"}, "missing"]}]
+    }
     taken = {
         "epoch": {"$cond": [mine, "$epoch", {"$add": [{"$ifNull": ["$epoch", 0]}, 1]}]},
         "owner": owner,

@@ -79,4 +79,4 @@ async def run(settings: RoomSettings) -> None:
 
 if __name__ == "__main__":
     start_logs("migrate")
-    asyncio.run(run(RoomSettings()))  # type: ignore[call-arg]
+    asyncio.run(run(RoomSettings()))

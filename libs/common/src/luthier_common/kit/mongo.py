@@ -27,6 +27,8 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     errors.NetworkTimeout,
 )
 """Errors after which nothing is known: the write may have happened."""
+OUTAGES: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
+"""What a loop waits out: a server of ours did not answer."""
 
 
 @asynccontextmanager

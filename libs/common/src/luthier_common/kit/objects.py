@@ -85,7 +85,8 @@ class ObjectStore(ABC):
     async def put(self, key: str, chunks: AsyncIterator[bytes] | bytes, *, if_absent: bool = False) -> Stored:
         """Writes the object in full or not at all, streaming, and hashes on the way.
 
-        With `if_absent` an existing key is left as it is and ObjectExistsError raised.
+        With `if_absent` an existing key is left as it is and ObjectExistsError raised. Of several writers at once one
+        wins where the server checks atomically: a directory and Amazon's S3 do, some that resemble it only look first.
         """
         check_key(key)
         with tracer().start_as_current_span("objectstore.put", attributes={"luthier.object.key": key}) as span:

@@ -76,6 +76,8 @@ class Upload:
             {"PartNumber": number, "ETag": etag} for number, etag in enumerate(self._etags, 1)
         ]
         if if_absent:
+            # Some servers ignore the condition here (Amazon's does not): with them a race of two remains open.
+            await self._refuse_taken()
             await self._client.complete_multipart_upload(
                 Bucket=self._bucket,
                 Key=self.path,
@@ -88,6 +90,15 @@ class Upload:
                 Bucket=self._bucket, Key=self.path, UploadId=self.upload_id, MultipartUpload={"Parts": parts}
             )
         self.upload_id = None
+
+    async def _refuse_taken(self) -> None:
+        try:
+            await self._client.head_object(Bucket=self._bucket, Key=self.path)
+        except ClientError as error:
+            if error_code(error) not in MISSING:
+                raise
+        else:
+            raise ObjectExistsError(self.path)
 
     async def stop(self) -> None:
         for task in self._tasks:

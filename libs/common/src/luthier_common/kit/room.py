@@ -16,8 +16,9 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -109,14 +110,9 @@ class Room:
         self.health.forget(name)
 
     def stop(self) -> None:
-        """Asks everything to end; what is not gone in time is left behind by leaving the process."""
-        if self.stopping.is_set():
-            return
+        """Asks everything to end."""
         self.health.stopping = True
         self.stopping.set()
-        watchdog = threading.Timer(self._stop_after_s, _leave, args=(self.name, self._stop_after_s))
-        watchdog.daemon = True
-        watchdog.start()
 
     async def drain(self, main: asyncio.Task[object]) -> None:
         """After `stopping`: loops end, then `main`, then the clients."""
@@ -161,8 +157,11 @@ def run_room(name: str, main: Callable[[Room], Awaitable[None]], *, stop_after_s
 async def _live(name: str, main: Callable[[Room], Awaitable[None]], stop_after_s: float) -> bool:
     room = Room(name, stop_after_s=stop_after_s)
     loop = asyncio.get_running_loop()
+    watchdog = _Watchdog(name, stop_after_s)
 
     def asked(_number: int, _frame: FrameType | None) -> None:
+        # Not in the loop, which may be the very thing that is stuck.
+        watchdog.start()
         loop.call_soon_threadsafe(room.stop)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -170,6 +169,7 @@ async def _live(name: str, main: Callable[[Room], Awaitable[None]], stop_after_s
     async with _health_served(room):
         task = room.spawn("main", _run_main(room, main))
         await room.stopping.wait()
+        watchdog.start()
         _log.info("stopping")
         await room.drain(task)
     _log.info("stopped")
@@ -221,8 +221,24 @@ def _task_name() -> str:
     return task.get_name()
 
 
-def _leave(name: str, stop_after_s: float) -> None:
-    _log.error("%s did not stop within %g s: leaving", name, stop_after_s)
-    with suppress(OSError, ValueError):
-        sys.stderr.flush()
-    os._exit(1)
+class _Watchdog:
+    """Leaves the process when the time to stop is over, whatever still runs."""
+
+    def __init__(self, name: str, stop_after_s: float) -> None:
+        self._name = name
+        self._stop_after_s = stop_after_s
+        self._asked = threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def start(self) -> None:
+        """Safe in a signal handler: it starts no thread."""
+        self._asked.set()
+
+    def _watch(self) -> None:
+        self._asked.wait()
+        time.sleep(self._stop_after_s)
+        last = threading.Timer(1.0, os._exit, args=(1,))  # for when even the log is stuck
+        last.daemon = True
+        last.start()
+        _log.error("%s did not stop within %g s: leaving", self._name, self._stop_after_s)
+        os._exit(1)

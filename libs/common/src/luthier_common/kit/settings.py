@@ -20,7 +20,8 @@ class RoomSettings(BaseSettings):
     cluster: str = Field("local", description="names this installation in the source of every fact")
     default_base: str = Field("SmolLM2-135M-Instruct", description="base model that must answer before /readyz says so")
     internal_token: SecretStr = Field(
-        SecretStr(""), description="shared by the rooms that call each other for generation; empty: such calls are refused"
+        SecretStr(""),
+        description="shared by the rooms that call each other for generation; empty: such calls are refused",
     )
     tick_s: float = Field(2.0, description="how often a room looks at its own work without being woken")
     lease_ttl_s: float = Field(30.0, description="a run or node whose lease was watched unchanged this long is lost")

@@ -1,0 +1,245 @@
+"""The whole system on one machine, as an object that a terminal or a test holds."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from luthier_stack.binaries import find_mongod, find_tansu
+from luthier_stack.broker import EmbeddedBroker
+from luthier_stack.errors import PartFailedError, StackError, UnknownPartError
+from luthier_stack.lock import HomeLock
+from luthier_stack.logs import open_for_append, show, tail
+from luthier_stack.mongo import EmbeddedMongo
+from luthier_stack.part import Part, PartSpec, tied_to_this_process
+from luthier_stack.ports import find_free_ports, is_free
+from luthier_stack.secret import secret_in
+from luthier_stack.services import check_service, service_spec
+from luthier_stack.settings import SERVERS, StackSettings
+
+_MIGRATE_TIMEOUT_S = 60.0
+_SERVING = ("api", "inference")
+
+
+class Stack:
+    """Starts servers, migration and services in order; keeps them running; stops them in the reverse order."""
+
+    def __init__(self, settings: StackSettings) -> None:
+        self.settings = settings
+        self.home = settings.home
+        self.port = settings.port
+        self.env: dict[str, str] = {}
+        """What every service is told, the addresses of the servers among it."""
+        self._lock = HomeLock(settings.home)
+        self._parts: dict[str, Part] = {}
+        self._is_migrated = False
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def processes(self) -> dict[str, int | None]:
+        """Process id by part, in the order of starting; none while a part is down."""
+        return {name: part.pid for name, part in self._parts.items()}
+
+    @property
+    def api_url(self) -> str:
+        """Where the API answers, without a path."""
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def admin_key_path(self) -> Path:
+        """The file into which the API writes the first key."""
+        return self.home / "admin-key"
+
+    @property
+    def admin_key(self) -> str:
+        """The first key of this installation."""
+        if not self.admin_key_path.exists():
+            raise StackError(f"there is no key yet at {self.admin_key_path}: the api writes it when it first starts")
+        return self.admin_key_path.read_text().strip()
+
+    async def start(self) -> None:
+        """Return when every part answers; on a failure nothing is left running."""
+        for name in self.settings.services:
+            check_service(name)
+        self._lock.acquire()
+        try:
+            self.choose_port()
+            await self._start_parts(self._server_specs())
+            if self.settings.services:
+                await self._migrate()
+                await self._start_parts(self._service_specs())
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop every part, the last started first, and give the home free."""
+        try:
+            for part in reversed(self._parts.values()):
+                await part.stop()
+        finally:
+            self._lock.release()
+
+    async def wait_ready(self, name: str, timeout_s: float | None = None) -> None:
+        """Return when the part says that it can do its work."""
+        await self._part(name).wait_ready(self.settings.start_timeout_s if timeout_s is None else timeout_s)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a part; if it dies of it, it is started again."""
+        self._part(name).kill(number)
+
+    def restart_count(self, name: str) -> int:
+        """How often a part has died and been started again."""
+        return self._part(name).restart_count
+
+    async def stop_service(self, name: str) -> None:
+        """Stop one part, a server or a service, and leave it stopped."""
+        await self._part(name).stop()
+
+    async def start_service(self, name: str) -> None:
+        """Start a part that was stopped, on the same ports, and wait until it answers."""
+        part = self._part(name)
+        part.start()
+        await part.wait_alive(self.settings.start_timeout_s)
+
+    def _part(self, name: str) -> Part:
+        if name not in self._parts:
+            raise UnknownPartError(f"no part {name!r} is here; there are: {', '.join(self._parts) or 'none'}")
+        return self._parts[name]
+
+    def choose_port(self) -> None:
+        """Settle where the API listens: where it was told to, or on a free port when that one is taken."""
+        if "api" in self.settings.services and not is_free(self.port, self.settings.host):
+            self.port = find_free_ports(1, self.settings.host)[0]
+            if self.settings.announce:
+                show("stack", f"port {self.settings.port} is taken: the API listens on {self.port} instead")
+
+    def _server_specs(self) -> list[PartSpec]:
+        """The embedded servers that are needed; also settles the addresses that all services get."""
+        if unknown := set(self.settings.servers) - set(SERVERS):
+            raise UnknownPartError(f"no embedded server is called {unknown.pop()!r}; there are: {', '.join(SERVERS)}")
+        given, specs = self.settings, []
+        self.env = {name: value for name, value in os.environ.items() if name not in _PER_SERVICE}
+        self.env |= {"LUTHIER_HOME": str(self.home), "LUTHIER_HOST": given.host}
+        self.env.setdefault("LUTHIER_INTERNAL_TOKEN", secret_in(self.home / "internal-token", num_bytes=24))
+        if given.mongo_url is not None:
+            self.env["LUTHIER_MONGO_URL"] = given.mongo_url.get_secret_value()
+        elif "mongod" in given.servers:
+            specs.append(self._mongod_spec())
+        if given.kafka_url is not None:
+            self.env["LUTHIER_KAFKA_URL"] = given.kafka_url
+        elif "tansu" in given.servers:
+            specs.append(self._tansu_spec())
+        self.env["LUTHIER_OBJECTS_URL"] = given.objects_url or self._local_objects()
+        self.env |= given.service_env
+        return specs
+
+    def _mongod_spec(self) -> PartSpec:
+        mongo = EmbeddedMongo(self.home, find_mongod(self.settings.mongod))
+        self.env["LUTHIER_MONGO_URL"] = mongo.url
+        return PartSpec(
+            name="mongod",
+            command=mongo.command,
+            env=_bare_env(),
+            log_path=self.home / "logs" / "mongod.log",
+            is_alive=mongo.is_alive,
+            is_ready=mongo.is_ready,
+            settle=mongo.settle,
+            announce=self.settings.announce,
+        )
+
+    def _tansu_spec(self) -> PartSpec:
+        broker = EmbeddedBroker(find_tansu(self.settings.tansu))
+        self.env["LUTHIER_KAFKA_URL"] = broker.url
+        return PartSpec(
+            name="tansu",
+            command=broker.command,
+            env=_bare_env(),
+            log_path=self.home / "logs" / "tansu.log",
+            is_alive=broker.is_alive,
+            is_ready=broker.is_alive,
+            settle=self._restore_topics,
+            announce=self.settings.announce,
+        )
+
+    def _service_specs(self) -> list[PartSpec]:
+        names = self.settings.services
+        ports = find_free_ports(2 * len(names))
+        serving = {name: ports.pop() for name in names if name in _SERVING} | {"api": self.port}
+        return [
+            service_spec(
+                name,
+                env=self.env,
+                health_port=ports.pop(),
+                port=serving.get(name),
+                logs=self.home / "logs",
+                echo=self.settings.echo,
+                announce=self.settings.announce,
+            )
+            for name in names
+        ]
+
+    async def _start_parts(self, specs: list[PartSpec]) -> None:
+        """All at once, in order; imports take seconds each, so one after another would take the sum."""
+        parts = [Part(spec) for spec in specs]
+        for part in parts:
+            self._parts[part.spec.name] = part
+            part.start()
+        for part in parts:
+            await part.wait_alive(self.settings.start_timeout_s)
+
+    def _local_objects(self) -> str:
+        folder = self.home / "objects"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder.as_uri()
+
+    async def _restore_topics(self) -> bool:
+        """The embedded broker came back empty: make its topics again before anyone is let at it."""
+        if self._is_migrated:
+            await self._migrate()
+        return True
+
+    async def _migrate(self) -> None:
+        """Indexes and topics, by the one module that owns them."""
+        log_path = self.home / "logs" / "migrate.log"
+        log = open_for_append(log_path)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *tied_to_this_process((sys.executable, "-m", "luthier_common.kit.migrate")),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+        try:
+            returncode = await asyncio.wait_for(process.wait(), _MIGRATE_TIMEOUT_S)
+        except (TimeoutError, asyncio.CancelledError):
+            process.kill()
+            await process.wait()
+            raise
+        if returncode != 0:
+            raise PartFailedError(f"the migration failed; {log_path} ends with:\n{tail(log_path)}")
+        self._is_migrated = True
+
+
+_PER_SERVICE = {"LUTHIER_PORT", "LUTHIER_HEALTH_PORT", "LUTHIER_MONGO_URL", "LUTHIER_KAFKA_URL", "LUTHIER_OBJECTS_URL"}
+
+
+def _bare_env() -> dict[str, str]:
+    """Servers get no variable that could change where they listen or what they report to whom."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "RUST_LOG": "warn"}

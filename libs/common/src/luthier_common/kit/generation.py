@@ -1,0 +1,118 @@
+"""The one client of the inference room: chat completions from an engine, whole or as a stream of server-sent events.
+
+An engine that is busy or away raises `EngineAwayError`: another one may answer. What it refuses raises
+`EngineRefusedError` with its own words.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+from pydantic import SecretStr
+
+from luthier_common.kit.errors import LuthierError, TransientError
+from luthier_common.kit.telemetry import current_traceparent
+
+CONNECT_TIMEOUT_S = 2.0
+MAX_CONNECTIONS = 200
+_AWAY = (429, 502, 503, 504)
+
+
+class EngineAwayError(TransientError):
+    """The engine did not answer, or has no room; nothing was generated."""
+
+    code = "engine_unavailable"
+
+
+class EngineRefusedError(LuthierError):
+    """The engine answered with an error that another engine would give too. `error` is the envelope's inside."""
+
+    code = "engine_refused"
+
+    def __init__(self, status: int, error: Mapping[str, Any]) -> None:
+        super().__init__(str(error.get("message")))
+        self.status = status
+        self.error = error
+
+
+class GenerationClient:
+    """Asks engines by their address. One for a process; close it with `async with`."""
+
+    def __init__(self, token: SecretStr, *, read_timeout_s: float = 300.0) -> None:
+        self._token = token
+        self._http = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
+            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> "GenerationClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def complete(self, address: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A whole chat completion. `body` is OpenAI-shaped plus `base`, `adapter` and `project`."""
+        async with self._open("POST", f"{address}/internal/chat/completions", body) as response:
+            return await _read(response)
+
+    @asynccontextmanager
+    async def stream(self, address: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes of the event stream. When the block is entered the engine has begun to answer."""
+        async with self._open("POST", f"{address}/internal/chat/completions", {**body, "stream": True}) as response:
+            yield _bytes(response)
+
+    async def models(self, address: str) -> dict[str, Any]:
+        """What the engine serves."""
+        async with self._open("GET", f"{address}/internal/models", None) as response:
+            return await _read(response)
+
+    @asynccontextmanager
+    async def _open(self, method: str, url: str, body: Mapping[str, Any] | None) -> AsyncIterator[httpx2.Response]:
+        token = self._token.get_secret_value()
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        if (trace := current_traceparent()) is not None:
+            headers["traceparent"] = trace
+        request = self._http.build_request(method, url, json=body, headers=headers)
+        try:
+            response = await self._http.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise EngineAwayError(f"the engine does not answer: {type(error).__name__}") from error
+        try:
+            if response.status_code != 200:
+                raise await _failure(response)
+            yield response
+        finally:
+            await response.aclose()
+
+
+async def _read(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        answer = json.loads(await response.aread())
+    except (httpx2.HTTPError, ValueError) as error:
+        raise EngineAwayError(f"the engine broke off: {type(error).__name__}") from error
+    if not isinstance(answer, dict):
+        raise EngineAwayError("the engine gave no object")
+    return answer
+
+
+async def _bytes(response: httpx2.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.aiter_bytes():
+            yield chunk
+    except httpx2.HTTPError as error:
+        raise EngineAwayError(f"the engine broke off: {type(error).__name__}") from error
+
+
+async def _failure(response: httpx2.Response) -> LuthierError:
+    try:
+        error = json.loads(await response.aread())["error"]
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        error = None
+    message = str(error.get("message")) if isinstance(error, dict) else f"status {response.status_code}"
+    if response.status_code in _AWAY or not isinstance(error, dict):
+        return EngineAwayError(message)
+    return EngineRefusedError(response.status_code, error)

@@ -1,0 +1,47 @@
+"""The Litestar application: routes, and what lies around them. Pure wiring; nothing is opened here."""
+
+from typing import Any
+
+from litestar import Litestar, Response, get
+from litestar.di import NamedDependency, Provide
+
+from luthier_api.deps import Process, providers
+from luthier_api.dialects import openai
+from luthier_api.docs import describe_errors_and_uploads, openapi_config
+from luthier_api.exceptions import handlers
+from luthier_api.middleware import Authentication, Tracing, add_request_id, check_scope
+from luthier_common.kit.health import Health
+
+
+@get("/healthz", operation_id="healthz", summary="Whether this process works", public=True, tags=["Health"])
+async def healthz(health: NamedDependency[Health]) -> Response[dict[str, Any]]:
+    stale = health.stale()
+    return Response({"status": "stale" if stale else "ok", "stale": stale}, status_code=503 if stale else 200)
+
+
+@get("/readyz", operation_id="readyz", summary="Whether a job could run now", public=True, tags=["Health"])
+async def readyz(health: NamedDependency[Health]) -> Response[dict[str, Any]]:
+    missing = await health.missing()
+    status = {"status": "not_ready" if missing else "ready", "missing": missing}
+    return Response(status, status_code=503 if missing else 200)
+
+
+def build_app(process: Process) -> Litestar:
+    """The application over what the process has open."""
+    app = Litestar(
+        route_handlers=[*openai.CONTROLLERS, healthz, readyz],
+        dependencies={
+            **providers(process),
+            "health": Provide(lambda: process.health, sync_to_thread=False),
+        },
+        middleware=[Tracing(), Authentication(process.keys)],
+        guards=[check_scope],
+        before_send=[add_request_id],
+        exception_handlers=handlers(),
+        openapi_config=openapi_config(),
+        request_max_body_size=process.settings.max_json_bytes,
+        logging_config=None,
+        debug=False,
+    )
+    describe_errors_and_uploads(app.openapi_schema)
+    return app

@@ -1,0 +1,60 @@
+"""What an api process does beside answering: it tells what was saved, keeps the event list, looks for what was missed,
+and removes what has expired. Several processes share the work by leases."""
+
+import asyncio
+
+from luthier_api.deps import Process
+from luthier_api.services.files import release_bytes
+from luthier_common.contract.envelope import Actor
+from luthier_common.contract.events import FileDeleted
+from luthier_common.contract.topics import Kind
+from luthier_common.journal.advance import advance
+from luthier_common.journal.auditor import audit
+from luthier_common.journal.projector import Projector, run_projector
+from luthier_common.journal.relay import Relay, run_relay, wake_on_change
+from luthier_common.kit import leases
+from luthier_common.kit.broker import Reader, Writer
+from luthier_common.kit.migrate import incarnation
+from luthier_common.kit.mongo import Database
+from luthier_common.kit.room import Room
+
+ACTOR = Actor(room="api")
+MAX_SWEPT = 500
+HUNG_AFTER_S = 600.0
+"""Both loops are silent while a server is away, which no restart cures; only a longer silence is taken for a hang."""
+
+
+async def start(room: Room, process: Process, writer: Writer, reader: Reader, instance: str) -> None:
+    """Spawn the loops of this process."""
+    db, settings, clock = process.db, process.settings, process.clock
+    source = f"luthier/{settings.cluster}/{await incarnation(db)}"
+    wake = asyncio.Event()
+    relay = Relay(db, writer, owner=instance, source=source, clock=clock)
+    projector = Projector(db, reader, owner=instance, clock=clock)
+    beat = room.health.beat
+    for name in ("relay", "projector"):
+        room.health.expect(name, HUNG_AFTER_S)
+    room.spawn("relay", run_relay(relay, wake, room.stopping, lambda: beat("relay")))
+    room.spawn("projector", run_projector(projector, room.stopping, lambda: beat("projector")))
+    room.spawn("changes", wake_on_change(db, wake), grace_s=0)
+    room.spawn("auditor", room.every(settings.audit_s, lambda: look_for_gaps(db, instance, settings.audit_s)))
+    room.spawn("sweep", room.every(settings.sweep_s, lambda: sweep(process, instance)))
+
+
+async def look_for_gaps(db: Database, instance: str, every_s: float) -> None:
+    """One process at a time audits."""
+    if await leases.acquire(db, "auditor", instance, every_s) is not None:
+        await audit(db)
+
+
+async def sweep(process: Process, instance: str) -> None:
+    """End expired files, and finish releases that a crash cut short."""
+    db = process.db
+    if await leases.acquire(db, "sweep", instance, process.settings.sweep_s) is None:
+        return
+    expired = {"phase": {"$ne": "deleted"}, "expires_at": {"$ne": None}, "$expr": {"$lt": ["$expires_at", "$$NOW"]}}
+    for file in await db["files"].find(expired, {"_id": 1}).limit(MAX_SWEPT).to_list(MAX_SWEPT):
+        await advance(db, Kind.FILE, file["_id"], FileDeleted(), actor=ACTOR, also={"release_due": True})
+    due = {"phase": "deleted", "release_due": True}
+    for file in await db["files"].find(due, {"_id": 1}).limit(MAX_SWEPT).to_list(MAX_SWEPT):
+        await release_bytes(db, file["_id"])

@@ -1,0 +1,110 @@
+"""Opens what the api room needs, starts its loops and serves the API until the room stops."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+import uvicorn
+
+from luthier_api.app import build_app
+from luthier_api.background import start
+from luthier_api.deps import Process
+from luthier_api.keys import KeyRing, ensure_admin_key, read_pepper
+from luthier_api.services.readiness import Readiness
+from luthier_api.settings import ApiSettings
+from luthier_common.kit.broker import Reader, Writer
+from luthier_common.kit.clock import SystemClock
+from luthier_common.kit.generation import GenerationClient
+from luthier_common.kit.mongo import open_mongo
+from luthier_common.kit.objects import open_objects
+from luthier_common.kit.room import Room
+
+log = logging.getLogger(__name__)
+GRACE_S = 2
+
+
+class Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+_T = TypeVar("_T", bound=Closable)
+
+
+async def main(room: Room) -> None:
+    """The room's life until it stops."""
+    settings = ApiSettings()
+    instance = f"api-{socket.gethostname()}-{secrets.token_hex(4)}"
+    process = await open_process(room, settings)
+    if await ensure_admin_key(process.keys, process.db, settings.home / "admin-key"):
+        log.info("the first API key was written to the file admin-key in the home directory")
+    for name, check in Readiness(process.db, process.objects, settings).checks().items():
+        room.health.require(name, check)
+    writer = await room.enter("writer", _closed_after(Writer(settings.kafka_url)))
+    reader = await room.enter("reader", _closed_after(Reader(settings.kafka_url)))
+    await start(room, process, writer, reader, instance)
+    room.spawn("http", serve(room, process))
+
+
+async def open_process(room: Room, settings: ApiSettings) -> Process:
+    """Open the clients that requests need; the room closes them."""
+    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database, timeout_s=10))
+    pepper = settings.pepper.get_secret_value().encode() if settings.pepper else read_pepper(settings.home)
+    return Process(
+        settings=settings,
+        db=db,
+        objects=await room.enter("objects", open_objects(settings.objects_url)),
+        clock=SystemClock(),
+        keys=KeyRing(db, pepper, cache_s=settings.key_cache_s),
+        generation=await room.enter(
+            "generation",
+            GenerationClient(settings.internal_token, read_timeout_s=settings.engine_read_timeout_s),
+        ),
+        health=room.health,
+    )
+
+
+async def serve(room: Room, process: Process) -> None:
+    """Serve HTTP until the room stops; open streams get a short grace."""
+    settings = process.settings
+    config = uvicorn.Config(
+        build_app(process),
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(), name="uvicorn")
+    stopping = asyncio.create_task(room.stopping.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    server.should_exit = True
+    await serving
+    if not room.stopping.is_set():
+        raise OSError(f"the API cannot listen on {settings.host}:{settings.port}")
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the room."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _closed_after(client: _T) -> AsyncIterator[_T]:
+    try:
+        yield client
+    finally:
+        await client.close()

@@ -1,0 +1,1 @@
+"""One package for each family of clients: routes, the shape of requests, and nothing else."""

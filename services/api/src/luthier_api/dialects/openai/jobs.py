@@ -1,0 +1,134 @@
+"""`/v1/fine_tuning/jobs`."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+from litestar import Controller, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+
+from luthier_api.deps import AnyRequest
+from luthier_api.dialects.openai.create import CreateJob, wanted_job
+from luthier_api.domain import Page, Scope
+from luthier_api.errors import ApiError, ErrorCode
+from luthier_api.services.events import EventService
+from luthier_api.services.jobs import JobService, Sent
+from luthier_api.wire.jobs import job_object
+from luthier_api.wire.lists import Wire, list_object
+
+MAX_PAGE = 100
+MAX_KEY = 255
+_METADATA = re.compile(r"metadata\[(.+)\]")
+Limit20 = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
+
+
+class JobsController(Controller):
+    path = "/v1/fine_tuning/jobs"
+    tags = ("Fine-tuning",)
+
+    @post(operation_id="create_fine_tuning_job", summary="Create a job", scope=Scope.JOBS_WRITE, status_code=200)
+    async def create(self, request: AnyRequest, data: JSONBody[CreateJob], jobs: NamedDependency[JobService]) -> Wire:
+        sent = Sent(await request.body(), _idempotency_key(request), is_retry(request))
+        return job_object(await jobs.create(wanted_job(data), sent))
+
+    @get(operation_id="list_fine_tuning_jobs", summary="List jobs, newest first", scope=Scope.JOBS_READ)
+    async def list(
+        self,
+        request: AnyRequest,
+        jobs: NamedDependency[JobService],
+        after: FromQuery[str | None] = None,
+        limit: Limit20 = 20,
+    ) -> Wire:
+        metadata, without = read_metadata_filter(request.query_params.dict())
+        found = await jobs.list(Page(limit, after), metadata, without_metadata=without)
+        return list_object([job_object(job) for job in found[:limit]], has_more=len(found) > limit)
+
+    @get("/{job_id:str}", operation_id="retrieve_fine_tuning_job", summary="Look at a job", scope=Scope.JOBS_READ)
+    async def retrieve(self, job_id: FromPath[str], jobs: NamedDependency[JobService]) -> Wire:
+        return job_object(await jobs.get(job_id))
+
+    @post(
+        "/{job_id:str}/cancel",
+        operation_id="cancel_fine_tuning_job",
+        summary="Cancel a job",
+        scope=Scope.JOBS_WRITE,
+        status_code=200,
+    )
+    async def cancel(self, job_id: FromPath[str], jobs: NamedDependency[JobService]) -> Wire:
+        return job_object(await jobs.cancel(job_id))
+
+    @post(
+        "/{job_id:str}/pause",
+        operation_id="pause_fine_tuning_job",
+        summary="Pause a job that is queued or running",
+        scope=Scope.JOBS_WRITE,
+        status_code=200,
+    )
+    async def pause(self, request: AnyRequest, job_id: FromPath[str], jobs: NamedDependency[JobService]) -> Wire:
+        return job_object(await jobs.pause(job_id, is_retry=is_retry(request)))
+
+    @post(
+        "/{job_id:str}/resume",
+        operation_id="resume_fine_tuning_job",
+        summary="Resume a paused job",
+        scope=Scope.JOBS_WRITE,
+        status_code=200,
+    )
+    async def resume(self, request: AnyRequest, job_id: FromPath[str], jobs: NamedDependency[JobService]) -> Wire:
+        return job_object(await jobs.resume(job_id, is_retry=is_retry(request)))
+
+    @get(
+        "/{job_id:str}/events",
+        operation_id="list_fine_tuning_events",
+        summary="List what happened to a job, newest first",
+        scope=Scope.JOBS_READ,
+    )
+    async def list_events(
+        self,
+        job_id: FromPath[str],
+        jobs: NamedDependency[JobService],
+        job_events: NamedDependency[EventService],
+        after: FromQuery[str | None] = None,
+        limit: Limit20 = 20,
+    ) -> Wire:
+        return await job_events.list_events(await jobs.get(job_id), Page(limit, after))
+
+    @get(
+        "/{job_id:str}/checkpoints",
+        operation_id="list_fine_tuning_job_checkpoints",
+        summary="List a job's checkpoints, newest first",
+        scope=Scope.JOBS_READ,
+    )
+    async def list_checkpoints(
+        self,
+        job_id: FromPath[str],
+        jobs: NamedDependency[JobService],
+        job_events: NamedDependency[EventService],
+        after: FromQuery[str | None] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 10,
+    ) -> Wire:
+        return await job_events.list_checkpoints(await jobs.get(job_id), Page(limit, after))
+
+
+def is_retry(request: AnyRequest) -> bool:
+    """Whether the client's own library says that it sends this request again."""
+    return request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
+
+
+def read_metadata_filter(query: Mapping[str, object]) -> tuple[dict[str, str], bool]:
+    """The pairs of `metadata[k]=v`, and whether `metadata=null` asks for jobs without metadata."""
+    pairs: dict[str, str] = {}
+    for name, values in query.items():
+        if match := _METADATA.fullmatch(name):
+            pairs[match[1]] = str(values[-1] if isinstance(values, list) else values)
+    plain = query.get("metadata")
+    return pairs, (plain[-1] if isinstance(plain, list) and plain else plain) == "null"
+
+
+def _idempotency_key(request: AnyRequest) -> str | None:
+    key = request.headers.get("idempotency-key") or None
+    if key is not None and len(key) > MAX_KEY:
+        message = f"An Idempotency-Key has at most {MAX_KEY} characters."
+        raise ApiError(ErrorCode.INVALID_VALUE, message, param="Idempotency-Key")
+    return key

@@ -1,0 +1,100 @@
+"""The API's own description: OpenAPI 3.1 and a page that shows it without any other server."""
+
+from importlib.resources import files
+from typing import Any
+
+from litestar import Request, Router
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.openapi.spec import (
+    Components,
+    Contact,
+    OpenAPI,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Reference,
+    RequestBody,
+    Schema,
+    SecurityScheme,
+)
+
+from luthier_api import __name__ as package
+from luthier_api.middleware import PUBLIC
+
+TITLE = "Luthier"
+VERSION = "0.1.0"
+PATH = "/docs"
+_TEXT = Schema(type=OpenAPIType.STRING)
+_NULLABLE = Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL])
+ERROR = Schema(
+    type=OpenAPIType.OBJECT,
+    required=["error"],
+    properties={
+        "error": Schema(
+            type=OpenAPIType.OBJECT,
+            required=["message", "type", "param", "code"],
+            properties={"message": _TEXT, "type": _TEXT, "param": _NULLABLE, "code": _NULLABLE},
+        )
+    },
+)
+UPLOAD = Schema(
+    type=OpenAPIType.OBJECT,
+    required=["file", "purpose"],
+    properties={
+        "file": Schema(type=OpenAPIType.STRING, format="binary"),
+        "purpose": _TEXT,
+        "expires_after[anchor]": _TEXT,
+        "expires_after[seconds]": Schema(type=OpenAPIType.INTEGER),
+    },
+)
+
+
+class OfflinePage(OpenAPIRenderPlugin):
+    """One HTML file that draws the description that lies beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/", favicon="", style="")
+        self._page = files(package).joinpath("docs.html").read_bytes()
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return self._page
+
+
+def describe_errors_and_uploads(description: OpenAPI) -> None:
+    """Say what Litestar cannot see: every error has one envelope, and the upload is read by hand."""
+    components = description.components
+    assert isinstance(components, Components)
+    assert components.schemas is not None
+    components.schemas["Error"] = ERROR
+    error = OpenAPIResponse(
+        description="An error", content={"application/json": OpenAPIMediaType(Reference("#/components/schemas/Error"))}
+    )
+    for path in (description.paths or {}).values():
+        for operation in (path.get, path.post, path.delete):
+            if operation is not None and operation.responses is not None:
+                operation.responses.pop("400", None)
+                operation.responses["default"] = error
+                _describe_upload(operation)
+
+
+def _describe_upload(operation: Operation) -> None:
+    if operation.operation_id == "create_file":
+        form = {"multipart/form-data": OpenAPIMediaType(UPLOAD)}
+        operation.request_body = RequestBody(content=form, required=True)
+
+
+def openapi_config() -> OpenAPIConfig:
+    bearer = SecurityScheme(type="http", scheme="bearer", description="An API key: sk-lut-...")
+    return OpenAPIConfig(
+        title=TITLE,
+        version=VERSION,
+        description="Fine-tuning on your own machines, for clients written for OpenAI.",
+        contact=Contact(name="Luthier"),
+        components=Components(security_schemes={"key": bearer}),
+        security=[{"key": []}],
+        render_plugins=[OfflinePage()],
+        openapi_router=Router(path=PATH, route_handlers=[], opt={PUBLIC: True}),
+        use_handler_docstrings=True,
+    )

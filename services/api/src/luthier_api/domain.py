@@ -1,0 +1,61 @@
+"""Who asks, what they may do, and what a name may be. Pure."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_FILENAME_BYTES = 255
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Scope(StrEnum):
+    """What a key may do. `admin` holds all."""
+
+    FILES_READ = "files:read"
+    FILES_WRITE = "files:write"
+    JOBS_READ = "fine-tuning:read"
+    JOBS_WRITE = "fine-tuning:write"
+    MODELS_READ = "models:read"
+    MODELS_WRITE = "models:write"
+    INFERENCE = "inference"
+    ON_BEHALF_OF = "on-behalf-of"
+    WEBHOOKS = "webhooks:*"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A key that was checked: whose wall it stands behind, and what it may do."""
+
+    key_id: str
+    org: str
+    org_name: str
+    project: str
+    owner: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A slice of a list, newest first unless `ascending`; `after` is the id of the last item seen."""
+
+    limit: int
+    after: str | None = None
+    ascending: bool = False
+
+
+def clean_filename(name: str) -> str:
+    """A name that is harmless wherever it is shown: NFC, no path, no control or bidi characters, at most 255 bytes."""
+    bare = unicodedata.normalize("NFC", name).replace("\\", "/").rsplit("/", 1)[-1]
+    shown = "".join(char for char in bare if char not in _BIDI and unicodedata.category(char)[0] != "C").strip()
+    return shown.encode()[:MAX_FILENAME_BYTES].decode(errors="ignore") or "unnamed"
+
+
+def is_suffix(text: str) -> bool:
+    """Whether the text may stand in a model's name."""
+    return _SUFFIX.fullmatch(text) is not None

@@ -1,0 +1,97 @@
+"""Every error as the envelope that clients know, mapped in one place."""
+
+import logging
+from typing import Any
+
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import ExceptionHandlersMap
+
+from luthier_api.errors import ApiError, ErrorCode, PassedOnError
+from luthier_api.middleware import request_id_of
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.mongo import DRIVER_ERRORS
+
+log = logging.getLogger(__name__)
+AnyRequest = Request[Any, Any, Any]
+_BY_STATUS = {
+    401: ErrorCode.INVALID_API_KEY,
+    403: ErrorCode.MISSING_SCOPE,
+    404: ErrorCode.UNKNOWN_URL,
+    405: ErrorCode.METHOD_NOT_ALLOWED,
+    413: ErrorCode.TOO_LARGE,
+}
+_REQUIRED = ("Field required", "Missing required")
+_UNKNOWN = "Extra inputs are not permitted"
+RETRY_AFTER_S = 1
+
+
+def handlers() -> ExceptionHandlersMap:
+    mapped: ExceptionHandlersMap = {
+        ApiError: _known,
+        PassedOnError: _known,
+        ValidationException: _invalid,
+        HTTPException: _http,
+        RecursionError: _not_json,
+        UnicodeDecodeError: _not_json,
+        Exception: _internal,
+    }
+    away: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
+    mapped.update(dict.fromkeys(away, _unavailable))
+    return mapped
+
+
+def _answer(error: ApiError | PassedOnError) -> Response[Any]:
+    return Response(error.body(), status_code=error.status, headers=error.headers, media_type="application/json")
+
+
+def _known(_request: AnyRequest, error: ApiError) -> Response[Any]:
+    return _answer(error)
+
+
+def _invalid(_request: AnyRequest, error: ValidationException) -> Response[Any]:
+    return _answer(invalid(error))
+
+
+def invalid(error: ValidationException) -> ApiError:
+    """The first finding, naming the parameter by its path."""
+    extra: Any = error.extra or []
+    first = extra[0] if isinstance(extra, list) and extra else {}
+    param = str(first.get("key") or "") or None
+    message = str(first.get("message") or error.detail).removeprefix("Value error, ")
+    if message.startswith(_REQUIRED):
+        return ApiError(ErrorCode.MISSING_PARAMETER, f"Missing required parameter: '{param}'.", param=param)
+    if message == _UNKNOWN:
+        return ApiError(ErrorCode.UNKNOWN_PARAMETER, f"Unrecognized request argument supplied: {param}", param=param)
+    told = f"Invalid value for '{param}': {message}" if param else message
+    return ApiError(ErrorCode.INVALID_VALUE, told, param=param)
+
+
+def _http(request: AnyRequest, error: HTTPException) -> Response[Any]:
+    if error.status_code >= 500:
+        return _internal(request, error)
+    known = _BY_STATUS.get(error.status_code)
+    if known is ErrorCode.UNKNOWN_URL:
+        message = f"Invalid URL ({request.method} {request.url.path[:200]})"
+    elif known is not None:
+        message = known.sentence
+    else:
+        known, message = ErrorCode.INVALID_JSON, "The body is not JSON that can be read."
+    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
+    return _answer(ApiError(known, message, headers=headers))
+
+
+def _not_json(_request: AnyRequest, _error: Exception) -> Response[Any]:
+    return _answer(ApiError(ErrorCode.INVALID_JSON, "The body is not JSON that can be read."))
+
+
+def _unavailable(request: AnyRequest, error: Exception) -> Response[Any]:
+    log.warning("a server is away: %s", type(error).__name__, extra={"request_id": request_id_of(request.scope)})
+    headers = {"retry-after": str(RETRY_AFTER_S)}
+    return _answer(ApiError(ErrorCode.UNAVAILABLE, "A server did not answer; try again.", headers=headers))
+
+
+def _internal(request: AnyRequest, error: Exception) -> Response[Any]:
+    request_id = request_id_of(request.scope)
+    log.error("a request failed", exc_info=error, extra={"request_id": request_id})
+    return _answer(ApiError(ErrorCode.INTERNAL, f"An internal error; the logs hold it under {request_id}."))

@@ -1,0 +1,92 @@
+"""Around every request: its id, its span, and who sends it."""
+
+import secrets
+from typing import Any
+
+from litestar.connection import ASGIConnection
+from litestar.datastructures import MutableScopeHeaders
+from litestar.enums import ScopeType
+from litestar.handlers import BaseRouteHandler
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from opentelemetry.trace import SpanKind
+
+from luthier_api.domain import Principal
+from luthier_api.errors import ApiError, ErrorCode
+from luthier_api.keys import KeyRing
+from luthier_common.kit.telemetry import tracer, use_traceparent
+
+PUBLIC = "public"
+SCOPE = "scope"
+_ID = "request_id"
+
+
+def request_id_of(scope: Scope) -> str:
+    """This request's id: ours, made once; a client's own `x-request-id` is not believed."""
+    state: dict[str, Any] = scope["state"]
+    if _ID not in state:
+        state[_ID] = f"req_{secrets.token_hex(16)}"
+    return str(state[_ID])
+
+
+async def add_request_id(message: Message, scope: Scope) -> None:
+    """Put `x-request-id` on every answer, errors and unknown addresses included."""
+    if message["type"] == "http.response.start" and scope["type"] == ScopeType.HTTP:
+        headers = MutableScopeHeaders.from_message(message)
+        headers["x-request-id"] = request_id_of(scope)
+
+
+class Tracing(ASGIMiddleware):
+    """One span for each request, named by its route and never by its path."""
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        route = str(scope.get("path_template") or "unknown")
+        method = str(scope["method"])  # type: ignore[typeddict-item]
+        attributes = {"http.request.method": method, "http.route": route, "luthier.request.id": request_id_of(scope)}
+        parent = _header(scope, b"traceparent")
+        with (
+            use_traceparent(parent.decode("latin-1") if parent else None),
+            tracer().start_as_current_span(f"{method} {route}", kind=SpanKind.SERVER, attributes=attributes) as span,
+        ):
+
+            async def send_seen(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                await send(message)
+
+            await next_app(scope, receive, send_seen)
+
+
+class Authentication(ASGIMiddleware):
+    """Turns the Bearer key into the request's principal; routes marked public need none."""
+
+    scopes = (ScopeType.HTTP,)
+    exclude_opt_key = PUBLIC
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        scheme, _, key = (_header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
+        principal = await self._keys.principal(key.strip()) if scheme.lower() == "bearer" else None
+        if principal is None:
+            message = "Incorrect API key provided." if key else "No API key provided: send it as a Bearer token."
+            raise ApiError(ErrorCode.INVALID_API_KEY, message, headers={"www-authenticate": "Bearer"})
+        scope["user"] = principal
+        await next_app(scope, receive, send)
+
+
+async def check_scope(connection: ASGIConnection[Any, Principal, Any, Any], handler: BaseRouteHandler) -> None:
+    """Refuse a key without the scope that the route declares. A route that declares none is refused to everybody."""
+    if handler.opt.get(PUBLIC):
+        return
+    needed = handler.opt.get(SCOPE)
+    if needed is None or not connection.user.may(str(needed)):
+        message = f"This API key lacks the scope {needed}."
+        raise ApiError(ErrorCode.MISSING_SCOPE, message, headers={"x-should-retry": "false"})
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)

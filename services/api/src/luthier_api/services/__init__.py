@@ -1,0 +1,1 @@
+"""What the routes do, whatever the dialect: one service for each kind of thing."""

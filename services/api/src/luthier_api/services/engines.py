@@ -1,0 +1,97 @@
+"""Which engine answers: live ones that serve the base, in an order that keeps a model on the same engine."""
+
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from luthier_api.errors import ApiError, ErrorCode, PassedOnError
+from luthier_api.services.models import Served
+from luthier_common.kit.generation import EngineAwayError, EngineRefusedError, GenerationClient
+from luthier_common.kit.mongo import Database, Doc
+
+log = logging.getLogger(__name__)
+RETRY_AFTER_S = 5
+
+
+def live_engines(base: str, ttl_s: float) -> Doc:
+    """The filter of inference nodes that can answer for a base now."""
+    fresh = {"$lt": [{"$subtract": ["$$NOW", "$renewed_at"]}, int(ttl_s * 1000)]}
+    return {
+        "role": "inference",
+        "phase": "live",
+        "draining": {"$ne": True},
+        "bases": base,
+        "renewed_at": {"$ne": None},
+        "$expr": fresh,
+    }
+
+
+def in_order(nodes: dict[str, str], name: str) -> list[str]:
+    """Addresses by rendezvous hash: each model has its own first engine, and keeps it when others come and go."""
+    ranked = sorted(nodes, key=lambda node: hashlib.sha256(f"{node}\0{name}".encode()).digest())
+    return [nodes[node] for node in ranked]
+
+
+class Engines:
+    """Asks one engine after another until one answers."""
+
+    def __init__(self, db: Database, client: GenerationClient, *, ttl_s: float) -> None:
+        self._db = db
+        self._client = client
+        self._ttl_s = ttl_s
+
+    async def complete(self, served: Served, body: dict[str, Any]) -> dict[str, Any]:
+        for address in await self._addresses(served):
+            try:
+                return await self._client.complete(address, body)
+            except EngineAwayError as error:
+                log.info("an engine is passed over: %s", error, extra={"address": address})
+            except EngineRefusedError as error:
+                raise _passed_on(error) from error
+        raise _no_engine(served)
+
+    async def stream(self, served: Served, body: dict[str, Any]) -> AsyncIterator[bytes]:
+        """The event stream of the first engine that begins to answer."""
+        for address in await self._addresses(served):
+            stack = AsyncExitStack()
+            try:
+                chunks = await stack.enter_async_context(self._client.stream(address, body))
+            except EngineAwayError as error:
+                log.info("an engine is passed over: %s", error, extra={"address": address})
+                continue
+            except EngineRefusedError as error:
+                raise _passed_on(error) from error
+            return _closing(stack, chunks)
+        raise _no_engine(served)
+
+    async def _addresses(self, served: Served) -> list[str]:
+        query = live_engines(served.base, self._ttl_s)
+        nodes = self._db["nodes"].find({**query, "address": {"$ne": None}}, {"address": 1})
+        return in_order({node["_id"]: node["address"] async for node in nodes}, served.name)
+
+
+async def _closing(stack: AsyncExitStack, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A client that leaves ends the engine's work too."""
+    async with stack:
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except EngineAwayError as error:
+            log.warning("an answer broke off: %s", error)
+            broken = ApiError(ErrorCode.ENGINE_UNAVAILABLE, "The engine broke off; the answer is not complete.")
+            yield f"data: {json.dumps(broken.body())}\n\n".encode()
+
+
+def _passed_on(error: EngineRefusedError) -> Exception:
+    if error.status >= 500 or error.status == 401:
+        return ApiError(ErrorCode.INTERNAL, "The engine could not answer this request.")
+    return PassedOnError(error.status, error.error)
+
+
+def _no_engine(served: Served) -> ApiError:
+    headers = {"retry-after": str(RETRY_AFTER_S)}
+    message = f"No engine can answer for {served.name} now; try again."
+    return ApiError(ErrorCode.ENGINE_UNAVAILABLE, message, headers=headers)

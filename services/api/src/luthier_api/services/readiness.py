@@ -1,0 +1,74 @@
+"""Whether a job could run now, and what is missing if not."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from luthier_api.services.engines import live_engines
+from luthier_api.settings import ApiSettings
+from luthier_common.kit.bases import find_base
+from luthier_common.kit.mongo import Database, Doc, ping
+from luthier_common.kit.objects import ObjectStore
+from luthier_common.kit.presence import is_present
+
+CONNECT_LIMIT_S = 0.8
+Check = Callable[[], Awaitable[str | None]]
+
+
+class Readiness:
+    """The checks of `/readyz`, by name. Each returns None, or what is missing; an error counts as missing."""
+
+    def __init__(self, db: Database, objects: ObjectStore, settings: ApiSettings) -> None:
+        self._db = db
+        self._objects = objects
+        self._settings = settings
+
+    def checks(self) -> dict[str, Check]:
+        return {
+            "mongo": self._mongo,
+            "broker": self._broker,
+            "objects": self._object_store,
+            "file-validator": self._validator,
+            "scheduler": self._scheduler,
+            "trainer": self._trainer,
+            "inference": self._engine,
+        }
+
+    async def _mongo(self) -> str | None:
+        await ping(self._db)
+        return None
+
+    async def _broker(self) -> str | None:
+        for address in self._settings.kafka_url.split(","):
+            host, _, port = address.strip().rpartition(":")
+            try:
+                async with asyncio.timeout(CONNECT_LIMIT_S):
+                    _, writer = await asyncio.open_connection(host, int(port))
+            except (OSError, TimeoutError):
+                continue
+            writer.close()
+            return None
+        return "no broker takes connections"
+
+    async def _object_store(self) -> str | None:
+        await self._objects.check()
+        return None
+
+    async def _validator(self) -> str | None:
+        return None if await is_present(self._db, "file-validator") else "no file-validator is there"
+
+    async def _scheduler(self) -> str | None:
+        held = {"_id": "scheduler", "owner": {"$ne": None}, "$expr": {"$gt": ["$until", "$$NOW"]}}
+        return None if await self._db["leases"].find_one(held, {"_id": 1}) else "no scheduler is active"
+
+    async def _trainer(self) -> str | None:
+        live: Doc = {"role": "trainer", "phase": "live", "draining": {"$ne": True}}
+        return None if await self._db["nodes"].find_one(live, {"_id": 1}) else "no trainer node is live"
+
+    async def _engine(self) -> str | None:
+        name = self._settings.default_base
+        base = await find_base(self._db, name)
+        if base is None:
+            return f"the base model {name} is not in the catalogue yet"
+        query = live_engines(base["_id"], self._settings.node_ttl_s)
+        found = await self._db["nodes"].find_one(query, {"_id": 1})
+        return None if found else f"no engine serves {name} yet"

@@ -1,0 +1,26 @@
+"""Settings of the api room."""
+
+from pydantic import Field, SecretStr
+
+from luthier_common.kit.settings import RoomSettings
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+class ApiSettings(RoomSettings):
+    """Where the API listens and what it lets one project use."""
+
+    host: str = Field("127.0.0.1", description="address that the API listens on")
+    port: int = Field(8000, description="port that the API listens on")
+    pepper: SecretStr | None = Field(None, description="secret that API keys are hashed with; none: kept below home")
+    max_file_bytes: int = Field(5 * GIB, description="largest file of an upload")
+    max_json_bytes: int = Field(MIB, description="largest JSON body")
+    max_queued_jobs: int = Field(100, description="jobs of one project that may wait at a time")
+    key_cache_s: float = Field(5.0, description="a revoked key is refused after this long at the latest")
+    audit_s: float = Field(60.0, description="how often the auditor looks")
+    sweep_s: float = Field(60.0, description="how often expired files are removed")
+    node_ttl_s: float = Field(30.0, description="an engine that has not renewed its document this long is not asked")
+    engine_read_timeout_s: float = Field(300.0, description="longest silence of an engine within one answer")
+    retry_hash_s: float = Field(3600.0, description="how long a client's own repetition of a create finds its job")
+    idempotency_s: float = Field(86400.0, description="how long an Idempotency-Key is remembered")

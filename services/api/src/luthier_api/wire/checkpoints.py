@@ -1,0 +1,37 @@
+"""The checkpoint object, made from the fact that a checkpoint was saved."""
+
+import re
+
+from luthier_api.wire.events import metrics_of
+from luthier_api.wire.lists import Wire, unix
+from luthier_common.contract.ids import core_of
+from luthier_common.kit.mongo import Doc
+
+
+def checkpoint_object(row: Doc, job: Doc, org_name: str) -> Wire:
+    data = row["body"]["data"]
+    return {
+        "id": f"ftckpt_{core_of(row['thing'])}{row['seq']:06d}",
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": unix(row["at"]),
+        "fine_tuned_model_checkpoint": f"{_model_name(job, org_name)}:ckpt-step-{data['step']}",
+        "fine_tuning_job_id": row["thing"],
+        "step_number": data["step"],
+        "metrics": metrics_of(data),
+    }
+
+
+def seq_of(checkpoint_id: str, job_id: str) -> int | None:
+    """The seq behind a checkpoint's id; None when it is no checkpoint of this job."""
+    prefix = f"ftckpt_{core_of(job_id)}"
+    rest = checkpoint_id.removeprefix(prefix)
+    return int(rest) if checkpoint_id.startswith(prefix) and re.fullmatch(r"\d{6,12}", rest) else None
+
+
+def _model_name(job: Doc, org_name: str) -> str:
+    """The job's model name; before it has one, the name that it would have."""
+    staged = job.get("staged")
+    if staged:
+        return str(staged["model_name"])
+    spec = job["spec"]
+    return f"ft:{spec['model']}:{org_name}:{spec.get('suffix') or ''}:{core_of(job['_id'])[-12:]}"

@@ -1,0 +1,1 @@
+"""The file-validator: says whether data can be trained on, and exactly where not."""

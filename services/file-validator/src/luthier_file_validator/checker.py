@@ -1,0 +1,76 @@
+"""Brings a file and a base's text bundle to the child and its report back."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from luthier_common.contract.events import Problem
+from luthier_common.kit.bases import TEXT_FILES, BaseMissingError, BundleCorruptError, fetch_base
+from luthier_common.kit.mongo import Doc
+from luthier_common.kit.objects import ObjectMissingError
+from luthier_file_validator.check import CheckSpec
+from luthier_file_validator.checks import CheckReport
+from luthier_file_validator.child import run_check
+from luthier_file_validator.settings import FileValidatorSettings
+from luthier_file_validator.store import Store
+from luthier_file_validator.verdicts import Crash, crash_problem, storage_problem
+
+log = logging.getLogger(__name__)
+LEFT_OVER_AFTER_S = 24 * 3600.0
+
+
+class Checker:
+    def __init__(self, store: Store, settings: FileValidatorSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._scratch = settings.home.absolute() / "file-validator"
+        self._bases = settings.home.absolute() / "bases"
+
+    def prepare(self) -> None:
+        """Make the scratch directory and drop what killed processes left there."""
+        self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in self._scratch.iterdir():
+            if time.time() - left.stat().st_mtime > LEFT_OVER_AFTER_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+    async def find_bundle(self, base: str) -> Path | None:
+        """The directory of a base's text files; None when the catalogue has no such base, or a damaged one."""
+        try:
+            return await fetch_base(self._store.db, self._store.objects, base, self._bases, only=TEXT_FILES)
+        except (BaseMissingError, BundleCorruptError, ObjectMissingError) as error:
+            log.warning("the base cannot be used: %s", error.code, extra={"base": base})
+            return None
+
+    async def check(
+        self,
+        file: Doc,
+        *,
+        bundle: Path | None,
+        min_examples: int,
+        file_role: str = "The",
+        max_length: int | None = None,
+    ) -> CheckReport | Problem:
+        """The report of a stored file, or the problem that kept it from being read to its end."""
+        with TemporaryDirectory(dir=self._scratch) as name:
+            folder = Path(name)
+            try:
+                digest = await self._store.objects.download(file["object_key"], folder / "file.jsonl")
+            except ObjectMissingError:
+                return storage_problem()
+            if digest != file["sha256"]:
+                return storage_problem()
+            spec = CheckSpec(
+                path=str(folder / "file.jsonl"),
+                report_path=str(folder / "report.json"),
+                min_examples=min_examples,
+                max_findings=self._settings.max_findings,
+                memory_bytes=self._settings.check_memory_bytes,
+                cpu_s=self._settings.check_cpu_s,
+                file_role=file_role,
+                bundle=str(bundle) if bundle is not None else None,
+                max_length=max_length,
+            )
+            report = await run_check(spec, folder, wall_s=self._settings.check_wall_s)
+        return crash_problem(report) if isinstance(report, Crash) else report

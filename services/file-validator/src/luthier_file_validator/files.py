@@ -1,0 +1,45 @@
+"""The first loop: files that were uploaded get their verdict."""
+
+import logging
+from functools import partial
+
+from luthier_common.contract.events import FileValidated, Problem
+from luthier_common.kit.failpoints import failpoint
+from luthier_file_validator.checker import Checker
+from luthier_file_validator.store import Store
+from luthier_file_validator.verdicts import FINE_TUNE, crash_report, file_verdict
+from luthier_file_validator.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class FileLoop:
+    def __init__(self, store: Store, checker: Checker, workers: Workers, default_base: str) -> None:
+        self._store = store
+        self._checker = checker
+        self._workers = workers
+        self._default_base = default_base
+
+    async def look(self) -> None:
+        """Start what is to be done; does not wait for checks."""
+        for file in await self._store.uploaded_files():
+            if file["purpose"] == FINE_TUNE:
+                self._workers.start(f"validate/{file['_id']}", partial(self._validate, file["_id"]))
+            else:
+                await self._store.state_verdict(file["_id"], FileValidated(valid=True))
+
+    async def _validate(self, file_id: str) -> None:
+        file = await self._store.read_file(file_id)
+        if file is None or file["phase"] != "uploaded":
+            return
+        bundle = await self._checker.find_bundle(self._default_base)
+        # How few are too few is the job's business; a file needs one example to be a data file at all.
+        found = await self._checker.check(file, bundle=bundle, min_examples=1)
+        problem = found if isinstance(found, Problem) else None
+        report = crash_report(found) if isinstance(found, Problem) else found
+        key = f"{file['org']}/{file['project']}/files/{file_id}.report.json"
+        digest = await self._store.write_report(key, report, file, f"file/{file_id}")
+        await failpoint("validator.before_verdict")
+        verdict = file_verdict(report, key, digest, problem)
+        stated = await self._store.state_verdict(file_id, verdict)
+        log.info("verdict", extra={"file_id": file_id, "valid": verdict.valid, "outcome": stated.outcome})

@@ -1,0 +1,127 @@
+"""The second loop: a job's files are read with the job's own base, as the trainer will read them."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from luthier_common.contract.events import DataAccepted, DataRejected, DatasetProcessed, Problem
+from luthier_common.contract.reasons import FailureReason
+from luthier_common.contract.spec import JobSpec
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.mongo import Doc
+from luthier_common.kit.telemetry import use_traceparent
+from luthier_file_validator.checker import Checker
+from luthier_file_validator.checks import CheckReport
+from luthier_file_validator.store import Store
+from luthier_file_validator.verdicts import (
+    Role,
+    crash_report,
+    files_of,
+    longest_row,
+    readiness,
+    row_problem,
+    same_bytes_warning,
+)
+from luthier_file_validator.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class JobLoop:
+    def __init__(self, store: Store, checker: Checker, workers: Workers, min_examples: int) -> None:
+        self._store = store
+        self._checker = checker
+        self._workers = workers
+        self._min_examples = min_examples
+
+    async def look(self) -> None:
+        """Reject what can never be read, start what can be read now; does not wait for checks."""
+        for job in await self._store.checking_jobs():
+            wanted = files_of(JobSpec.model_validate(job["spec"]))
+            files = await self._store.read_files(list(wanted.values()))
+            ready = readiness({role: files.get(file_id) for role, file_id in wanted.items()})
+            if isinstance(ready, Problem):
+                await self._reject(job, ready)
+            elif ready:
+                self._workers.start(f"check/{job['_id']}", partial(self._check, job["_id"]))
+
+    async def _check(self, job_id: str) -> None:
+        job = await self._store.read_job(job_id)
+        if job is None or job["phase"] != "checking":
+            return
+        spec = JobSpec.model_validate(job["spec"])
+        base = await self._store.read_base(spec.model)
+        bundle = await self._checker.find_bundle(spec.model) if base is not None else None
+        if base is None or bundle is None:
+            problem = Problem(
+                code=FailureReason.BASE_MISSING, message=FailureReason.BASE_MISSING.sentence, param="model"
+            )
+            await self._reject(job, problem)
+            return
+        wanted = files_of(spec)
+        files = await self._store.read_files(list(wanted.values()))
+        max_length = longest_row(spec, base["context_length"])
+        datasets: dict[Role, Doc] = {}
+        for role, file_id in wanted.items():
+            known = (job.get("datasets") or {}).get(role)
+            dataset = known or await self._process(job, role, files[file_id], files, bundle, max_length)
+            if dataset is None:
+                return
+            datasets[role] = dataset
+        await failpoint("validator.before_accept")
+        training = datasets["training"]
+        fact = DataAccepted(num_examples=training["num_examples"], num_tokens=training["num_tokens"])
+        with use_traceparent(job.get("trace")):
+            accepted = await self._store.state_of_job(job_id, fact)
+        log.info("accepted", extra={"job_id": job_id, "outcome": accepted.outcome})
+
+    async def _process(
+        self, job: Doc, role: Role, file: Doc, files: dict[str, Doc], bundle: Path, max_length: int
+    ) -> Doc | None:
+        """Read one file and state its numbers; None when the job was rejected, or is no longer being checked."""
+        is_training = role == "training"
+        found = await self._checker.check(
+            file,
+            bundle=bundle,
+            min_examples=self._min_examples if is_training else 1,
+            file_role=role.capitalize(),
+            max_length=max_length,
+        )
+        problem = found.model_copy(update={"param": f"{role}_file"}) if isinstance(found, Problem) else None
+        report = crash_report(found) if isinstance(found, Problem) else found
+        if not is_training and files[job["spec"]["training_file"]]["sha256"] == file["sha256"]:
+            report = _with_same_bytes(report)
+        key = f"{job['org']}/{job['project']}/jobs/{job['_id']}/{role}.report.json"
+        await self._store.write_report(key, report, job, f"job/{job['_id']}")
+        problem = problem or row_problem(report, role)
+        if problem is not None:
+            await self._reject(job, problem, key)
+            return None
+        fact = DatasetProcessed(
+            file_id=file["_id"],
+            role=role,
+            num_examples=report.num_examples,
+            num_tokens=report.num_tokens or 0,
+            num_trained_tokens=report.num_trained_tokens or 0,
+            sha256=file["sha256"],
+        )
+        with use_traceparent(job.get("trace")):
+            stated = await self._store.state_of_job(job["_id"], fact)
+        return fact.model_dump(mode="json") if stated.done else None
+
+    async def _reject(self, job: Doc, problem: Problem, report_key: str | None = None) -> None:
+        with use_traceparent(job.get("trace")):
+            rejected = await self._store.state_of_job(job["_id"], DataRejected(problem=problem, report_key=report_key))
+        log.info("rejected", extra={"job_id": job["_id"], "code": problem.code, "outcome": rejected.outcome})
+
+
+def _with_same_bytes(report: CheckReport) -> CheckReport:
+    warning = same_bytes_warning()
+    return msgspec.structs.replace(
+        report,
+        num_warnings=report.num_warnings + 1,
+        counts=report.counts | {warning.code: 1},
+        findings=[*report.findings, warning],
+    )

@@ -1,0 +1,17 @@
+"""What the file-validator reads from the environment."""
+
+from pydantic import Field
+
+from luthier_common.kit.settings import RoomSettings
+
+MIB = 1024 * 1024
+
+
+class FileValidatorSettings(RoomSettings):
+    min_examples: int = Field(10, ge=1, description="fewest examples of a training file")
+    max_findings: int = Field(100_000, ge=1, description="findings that a report lists; its counts are always exact")
+    max_parallel: int = Field(2, ge=1, description="checks of each loop that run at the same time")
+    check_memory_bytes: int = Field(1024 * MIB, description="address space of a check")
+    check_cpu_s: int = Field(3600, description="processor time of a check")
+    check_wall_s: float = Field(7200.0, description="wall time of a check")
+    claim_ttl_s: float = Field(15.0, description="another validator may take over work that was not renewed so long")

@@ -1,0 +1,94 @@
+"""Puts the room together; the only place that opens anything."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+from litestar import Litestar
+
+from luthier_common.contract.topics import TOPICS, Kind
+from luthier_common.kit.bases import fetch_base
+from luthier_common.kit.broker import build_broker, hear, listening
+from luthier_common.kit.mongo import Database, Doc, open_mongo, ping
+from luthier_common.kit.objects import open_objects
+from luthier_common.kit.room import TRANSIENT_ERRORS, Room
+from luthier_inference.artifacts import ArtifactCache
+from luthier_inference.consumers import make_on_fact
+from luthier_inference.controllers import build_app
+from luthier_inference.engines import EnginePool
+from luthier_inference.node import Node
+from luthier_inference.serving import Serving
+from luthier_inference.settings import InferenceSettings
+from luthier_inference.store import InferenceStore
+from luthier_inference.verification import Verifier
+
+# Loading a base or trying a model may rightly take this long.
+_SLOW_WORK_S = 900.0
+
+
+async def main(room: Room) -> None:
+    """Serves until the room stops."""
+    settings = InferenceSettings()
+    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database))
+    objects = await room.enter("objects", open_objects(settings.objects_url))
+    cache = settings.home / "cache"
+
+    async def fetch(base: Doc) -> Path:
+        return await fetch_base(db, objects, base["_id"], cache / "bases")
+
+    store = InferenceStore(db, settings.inference_node)
+    pool = EnginePool(fetch, settings)
+    artifacts = ArtifactCache(objects, cache / "adapters", settings.adapter_cache_dirs)
+    serving = Serving(store, pool, artifacts, settings)
+    verifier = Verifier(store, serving, artifacts, settings)
+    wake_verification = asyncio.Event()
+    broker = build_broker(settings.kafka_url, "inference")
+    hear(broker, [TOPICS[Kind.JOB]], make_on_fact(wake_verification))
+    await room.enter("broker", listening(broker))
+    app = build_app(serving, settings.internal_token.get_secret_value())
+    async with serve(app, settings.inference_host, settings.inference_port) as port:
+        address = settings.inference_address or f"http://{settings.inference_host}:{port}"
+        node = Node(store, serving, pool, address, settings)
+        room.health.require("mongo", lambda: _ping(db))
+        room.health.require("engine", node.check)
+        room.spawn("renew", room.every(settings.renew_s, node.renew))
+        room.spawn("load", room.every(settings.tick_s, node.load_default, stale_after_s=_SLOW_WORK_S))
+        look = room.every(settings.tick_s, verifier.look, wake_verification, stale_after_s=_SLOW_WORK_S)
+        room.spawn("verify", look)
+        await room.until_stopped()
+        with suppress(*TRANSIENT_ERRORS):
+            await node.leave()
+    await pool.close()
+
+
+async def _ping(db: Database) -> str | None:
+    await ping(db)
+    return None
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the room."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serve(app: Litestar, host: str, port: int) -> AsyncIterator[int]:
+    """Serves the app until the block ends; yields its port. OSError when the port is taken."""
+    listener = socket.create_server((host, port))
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(task, 2)
+        listener.close()

@@ -1,0 +1,142 @@
+"""The bases in memory. The engine package, and torch with it, is imported when the first base is loaded: until then
+the process stays small."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.mongo import Doc
+from luthier_inference.settings import InferenceSettings
+from luthier_inference.store import names_of
+
+if TYPE_CHECKING:
+    from luthier_inference.engine.generation import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoadingError(TransientError):
+    """The base is being loaded, or no base can make room for it."""
+
+    code = "engine_loading"
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base that answers. `digest` names the bundle it was loaded from."""
+
+    names: tuple[str, ...]
+    digest: str
+    engine: "Engine"
+
+    @property
+    def name(self) -> str:
+        """The name in the catalogue."""
+        return self.names[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the same seed may give another answer."""
+        return f"fp_{self.digest[:10]}_{self.engine.dtype}"
+
+
+def load_engine(directory: Path, settings: InferenceSettings) -> "Engine":
+    """Takes seconds and, the first time, imports torch. Raises `BadBaseError`, `TextError`."""
+    # OpenMP's threads spin while they wait for each other: on cores that others use too, that makes an engine crawl.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    made: Engine = import_module("luthier_inference.engine.generation").make_engine(directory, settings)
+    return made
+
+
+class EnginePool:
+    """Loads bases on demand, one at a time, and keeps the last used."""
+
+    def __init__(self, fetch: Callable[[Doc], Awaitable[Path]], settings: InferenceSettings) -> None:
+        self._fetch = fetch
+        self._settings = settings
+        self._loaded: dict[str, LoadedBase] = {}
+        self._loading = asyncio.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Bases in memory."""
+        return tuple(base.name for base in self._loaded.values())
+
+    def has(self, name: str) -> bool:
+        """Whether the base with this name or alias is in memory."""
+        return any(name in base.names for base in self._loaded.values())
+
+    @property
+    def device(self) -> str | None:
+        """Where the engines run; None before the first base is loaded."""
+        return next((base.engine.device for base in self._loaded.values()), None)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Adapters in memory, over all bases."""
+        return tuple(name for base in self._loaded.values() for name in base.engine.adapters)
+
+    async def get(self, base: Doc, wait_s: float = 60.0) -> LoadedBase:
+        """The base of this catalogue entry. Raises `EngineLoadingError` when it is not there within `wait_s`."""
+        found = self._touch(base["digest"])
+        if found is not None:
+            return found
+        task = asyncio.create_task(self._load(base))
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), wait_s)
+        except TimeoutError as error:
+            task.add_done_callback(_log_failure)
+            raise EngineLoadingError("The model is still being loaded; try again.") from error
+
+    async def close(self) -> None:
+        """End all engines."""
+        async with self._loading:
+            for base in self._loaded.values():
+                await asyncio.to_thread(base.engine.close)
+            self._loaded.clear()
+
+    def _touch(self, digest: str) -> LoadedBase | None:
+        found = self._loaded.pop(digest, None)
+        if found is not None:
+            self._loaded[digest] = found
+        return found
+
+    async def _load(self, base: Doc) -> LoadedBase:
+        async with self._loading:
+            found = self._touch(base["digest"])
+            if found is not None:
+                return found
+            directory = await self._fetch(base)
+            await self._make_room()
+            engine = await asyncio.to_thread(load_engine, directory, self._settings)
+            loaded = LoadedBase(names_of(base), base["digest"], engine)
+            self._loaded[loaded.digest] = loaded
+            logger.info(
+                "a base model was loaded",
+                extra={"base": loaded.name, "device": engine.device, "dtype": engine.dtype},
+            )
+            return loaded
+
+    async def _make_room(self) -> None:
+        """Forget the base used longest ago that is idle and not the default one."""
+        while len(self._loaded) >= self._settings.engine_max_bases:
+            idle = [
+                base
+                for base in self._loaded.values()
+                if base.engine.num_pending == 0 and self._settings.default_base not in base.names
+            ]
+            if not idle:
+                raise EngineLoadingError("All base models in memory are in use; try again.")
+            del self._loaded[idle[0].digest]
+            await asyncio.to_thread(idle[0].engine.close)
+
+
+def _log_failure(task: "asyncio.Task[LoadedBase]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a base model could not be loaded: %s", error)

@@ -1,0 +1,112 @@
+"""Answers: finds the base, brings its adapter, and lets the engine speak."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from luthier_common.kit.bases import BaseMissingError
+from luthier_common.kit.mongo import Doc
+from luthier_inference.artifacts import ArtifactCache
+from luthier_inference.chat import AdapterRef, ChatBody, InvalidRequestError
+from luthier_inference.domain import Delta, Generation, Sampling, UnknownAdapterError
+from luthier_inference.engines import EnginePool, LoadedBase
+from luthier_inference.settings import InferenceSettings
+from luthier_inference.store import InferenceStore, names_of
+from luthier_text import TextError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that can be answered now."""
+
+    base: LoadedBase
+    asked: Generation
+    adapter: AdapterRef | None
+
+
+class Serving:
+    """The bases of the catalogue that this node serves, and their adapters."""
+
+    def __init__(
+        self, store: InferenceStore, pool: EnginePool, artifacts: ArtifactCache, settings: InferenceSettings
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._artifacts = artifacts
+        self._settings = settings
+
+    async def list_served(self) -> list[Doc]:
+        """The catalogue entries that this node loads when asked."""
+        named = {name.strip() for name in self._settings.inference_bases.split(",")}
+        bases = await self._store.list_bases()
+        return [base for base in bases if "*" in named or named.intersection(names_of(base))]
+
+    async def list_ready(self) -> list[str]:
+        """Names to announce: what is loaded or loads on demand. The default base counts only when it is loaded."""
+        names = [base["_id"] for base in await self.list_served() if not self.is_default(base)]
+        return sorted({*names, *self._pool.names})
+
+    def is_default(self, base: Doc) -> bool:
+        return self._settings.default_base in names_of(base)
+
+    async def load_default(self) -> bool:
+        """Load the default base if it is served and in the catalogue; whether it is loaded."""
+        default = next((base for base in await self.list_served() if self.is_default(base)), None)
+        return default is not None and bool(await self._pool.get(default, wait_s=600))
+
+    async def base(self, name: str) -> LoadedBase:
+        """The base with this name or alias, loaded. Raises `BaseMissingError`."""
+        for base in await self.list_served():
+            if name in names_of(base):
+                return await self._pool.get(base)
+        raise BaseMissingError(f"This node serves no base model {name!r}.")
+
+    async def prepare(self, body: ChatBody) -> Prepared:
+        """Make ids of messages, bring base and adapter. Raises `InvalidRequestError` and what the engine raises."""
+        base = await self.base(body.base)
+        if body.adapter is not None:
+            await self.load_adapter(base, body.adapter)
+        ids = prompt_ids(base, body.messages)
+        name = adapter_name(body.adapter)
+        return Prepared(base, Generation(ids, name, body.sampling), body.adapter)
+
+    async def load_adapter(self, base: LoadedBase, adapter: AdapterRef) -> None:
+        """Bring an adapter from the object store into the engine, unless it is there."""
+        if adapter_name(adapter) in base.engine.adapters:
+            return
+        directory = await self._artifacts.fetch(adapter.key, adapter.manifest_sha256)
+        await base.engine.load_adapter(adapter_name(adapter) or "", directory)
+
+    async def answer(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
+        """The answer, piece by piece. An adapter that had to make room meanwhile is brought back once."""
+        is_retry = False
+        while True:
+            try:
+                async with aclosing(prepared.base.engine.generate(prepared.asked)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                return
+            except UnknownAdapterError:
+                if is_retry or prepared.adapter is None:
+                    raise
+                is_retry = True
+                await self.load_adapter(prepared.base, prepared.adapter)
+
+
+def adapter_name(adapter: AdapterRef | None) -> str | None:
+    """The name in the engine: two versions of a model never share one."""
+    return None if adapter is None else f"{adapter.model_id}@{adapter.manifest_sha256}"
+
+
+def prompt_ids(base: LoadedBase, messages: list[dict[str, Any]]) -> tuple[int, ...]:
+    """Ids of the chat; raises `InvalidRequestError` with the text library's code."""
+    try:
+        return tuple(base.engine.text.prompt_ids(messages))
+    except TextError as error:
+        raise InvalidRequestError(error.code, error.message, "messages") from error
+
+
+def greedy(max_tokens: int) -> Sampling:
+    """The likeliest answer of at most so many tokens."""
+    return Sampling(max_tokens=max_tokens, temperature=0.0)

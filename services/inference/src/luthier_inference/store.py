@@ -1,0 +1,62 @@
+"""MongoDB as this room sees it: its own node document, the catalogue of bases, and jobs whose model must be tried."""
+
+from collections.abc import Sequence
+
+from luthier_common.contract.envelope import Actor
+from luthier_common.contract.events import JobFact, NodeJoined, NodeLeft
+from luthier_common.contract.topics import Kind
+from luthier_common.journal.advance import Advanced, Outcome, advance, create
+from luthier_common.kit.mongo import Database, Doc
+
+ACTOR = Actor(room="inference")
+_OWNED = {"org": "system", "project": "system", "owner": "system"}
+
+
+class InferenceStore:
+    """The only place of this room that touches collections."""
+
+    def __init__(self, db: Database, node: str) -> None:
+        self.db = db
+        self.node = node
+
+    async def join(self, device: str, address: str) -> None:
+        """State that this node is here, at this address."""
+        fact = NodeJoined(role="inference", num_slots=0, device=device, address=address)
+        blank: Doc = {**_OWNED, "slots": [], "bases": [], "adapters": [], "draining": False, "renewed_at": None}
+        made = await create(self.db, fact, self.node, blank, actor=ACTOR)
+        if made.outcome is Outcome.DUPLICATE:
+            also = {"slots": [], "bases": [], "adapters": [], "draining": False}
+            await advance(self.db, Kind.NODE, self.node, fact, actor=ACTOR, also=also)
+
+    async def renew(self, bases: Sequence[str], adapters: Sequence[str], device: str) -> bool:
+        """Say in database time that this node lives, and what it serves; False when it is not live in the database."""
+        said = {"bases": list(bases), "adapters": list(adapters), "device": device}
+        literals = {name: {"$literal": value} for name, value in said.items()}
+        found = await self.db["nodes"].update_one(
+            {"_id": self.node, "phase": "live"}, [{"$set": {"renewed_at": "$$NOW", **literals}}]
+        )
+        return bool(found.matched_count)
+
+    async def leave(self) -> None:
+        """State an orderly stop."""
+        await advance(self.db, Kind.NODE, self.node, NodeLeft(), actor=ACTOR, also={"bases": [], "adapters": []})
+
+    async def list_bases(self) -> list[Doc]:
+        """The catalogue, oldest name first."""
+        return [base async for base in self.db["bases"].find({}).sort("_id", 1)]
+
+    async def list_staged(self, limit: int = 20) -> list[Doc]:
+        """Jobs whose model waits for an engine, oldest first."""
+        fields = {"spec.model": 1, "staged": 1, "base_digest": 1, "generation": 1, "attempt": 1}
+        return [job async for job in self.db["jobs"].find({"phase": "staged"}, fields).sort("_id", 1).limit(limit)]
+
+    async def state_verdict(self, job: Doc, verdict: JobFact) -> Advanced:
+        """State what became of the trial of a job's model."""
+        op_id = f"{job['generation']}/{job['attempt']}/serving"
+        match = {"attempt": job["attempt"], "generation": job["generation"]}
+        return await advance(self.db, Kind.JOB, job["_id"], verdict, actor=ACTOR, op_id=op_id, match=match)
+
+
+def names_of(base: Doc) -> tuple[str, ...]:
+    """The name and the aliases of a catalogue entry."""
+    return (base["_id"], *base.get("aliases", ()))

@@ -1,0 +1,179 @@
+"""The trial of a finished model before anybody sees it: the artifact's bytes, its golden rows' ids, one answer."""
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from luthier_common.contract.events import JobFact, Problem, ServingRefused, ServingVerified
+from luthier_common.contract.reasons import FailureReason
+from luthier_common.kit.bases import BundleCorruptError
+from luthier_common.kit.errors import LuthierError, TransientError
+from luthier_common.kit.leases import acquire, release
+from luthier_common.kit.mongo import DRIVER_ERRORS, Doc
+from luthier_common.kit.objects import ObjectMissingError
+from luthier_inference.artifacts import GOLDEN_FILE, ArtifactCache, ArtifactCorruptError
+from luthier_inference.chat import AdapterRef
+from luthier_inference.domain import Generation
+from luthier_inference.engines import LoadedBase
+from luthier_inference.serving import Serving, adapter_name, greedy
+from luthier_inference.settings import InferenceSettings
+from luthier_inference.store import InferenceStore, names_of
+from luthier_text import TextError
+
+logger = logging.getLogger(__name__)
+_ANSWER_TOKENS = 16
+_MAX_GOLDEN_BYTES = 16 * 1024 * 1024
+_CORRUPT = (ArtifactCorruptError, BundleCorruptError, ObjectMissingError)
+
+
+class _RefusedError(Exception):
+    """The model failed its trial."""
+
+    def __init__(self, reason: FailureReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Verifier:
+    """Tries staged models one after the other; which node tries one is settled by a lease."""
+
+    def __init__(
+        self, store: InferenceStore, serving: Serving, artifacts: ArtifactCache, settings: InferenceSettings
+    ) -> None:
+        self._store = store
+        self._serving = serving
+        self._artifacts = artifacts
+        self._settings = settings
+        self._tries: Counter[str] = Counter()
+
+    async def look(self) -> None:
+        """Try every staged model whose base this node serves."""
+        jobs = await self._store.list_staged()
+        if not jobs:
+            return
+        served = {name for base in await self._serving.list_served() for name in names_of(base)}
+        for job in jobs:
+            if job["spec"]["model"] in served:
+                await self._try_unless_away(job)
+
+    async def _try_unless_away(self, job: Doc) -> None:
+        """One model whose files cannot be reached now does not keep the others waiting."""
+        try:
+            await self._try_job(job)
+        except TransientError as error:
+            logger.warning("a finished model must wait", extra={"job_id": job["_id"], "code": error.code})
+
+    async def _try_job(self, job: Doc) -> None:
+        async with self._claimed(f"verify/{job['_id']}") as is_ours:
+            if not is_ours:
+                return
+            verdict = await self._judge(job)
+            if verdict is None:
+                return
+            done = await self._store.state_verdict(job, verdict)
+            self._tries.pop(job["_id"], None)
+            logger.info(
+                "a finished model was tried",
+                extra={"job_id": job["_id"], "fact": verdict.type, "outcome": done.outcome},
+            )
+
+    @asynccontextmanager
+    async def _claimed(self, name: str) -> AsyncIterator[bool]:
+        ttl_s = self._settings.lease_ttl_s
+        lease = await acquire(self._store.db, name, self._store.node, ttl_s)
+        if lease is None:
+            yield False
+            return
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(ttl_s / 3)
+                with suppress(TransientError, *DRIVER_ERRORS):
+                    await acquire(self._store.db, name, self._store.node, ttl_s)
+
+        renewal = asyncio.create_task(renew())
+        try:
+            yield True
+        finally:
+            renewal.cancel()
+            await release(self._store.db, lease)
+
+    async def _judge(self, job: Doc) -> JobFact | None:
+        """The verdict, or None when it must be tried again."""
+        try:
+            return await self._try_model(job)
+        except _RefusedError as error:
+            return _refuse(error.reason, str(error))
+        except _CORRUPT as error:
+            return _refuse(FailureReason.ARTIFACT_CORRUPT, str(error))
+        except TextError as error:
+            return _refuse(FailureReason.TEMPLATE_MISMATCH, error.message)
+        except TransientError:
+            raise
+        except LuthierError as error:
+            self._tries[job["_id"]] += 1
+            if error.retryable and self._tries[job["_id"]] < self._settings.verify_tries:
+                logger.warning("a finished model could not be tried", extra={"job_id": job["_id"], "code": error.code})
+                return None
+            return _refuse(FailureReason.SERVING_FAILED, str(error))
+
+    async def _try_model(self, job: Doc) -> ServingVerified:
+        base = await self._serving.base(job["spec"]["model"])
+        if job.get("base_digest") not in (None, base.digest):
+            raise _RefusedError(FailureReason.TEMPLATE_MISMATCH, "the base model in the catalogue has changed")
+        staged = job["staged"]
+        adapter = AdapterRef(
+            model_id=staged["model_id"], key=staged["blob"]["key"], manifest_sha256=staged["blob"]["manifest_sha256"]
+        )
+        directory = await self._artifacts.fetch(adapter.key, adapter.manifest_sha256)
+        rows = await asyncio.to_thread(_check_golden, base, directory)
+        await self._serving.load_adapter(base, adapter)
+        started_at_s = time.monotonic()
+        num_tokens = await _answer_once(base, adapter, rows[0])
+        return ServingVerified(
+            node=self._store.node,
+            num_golden_rows=len(rows),
+            num_answer_tokens=num_tokens,
+            latency_s=round(time.monotonic() - started_at_s, 3),
+        )
+
+
+def _check_golden(base: LoadedBase, directory: Path) -> list[dict[str, Any]]:
+    """The golden rows, which give the same ids and labels here as in training."""
+    path = directory / GOLDEN_FILE
+    if not path.exists() or path.stat().st_size > _MAX_GOLDEN_BYTES:
+        raise _RefusedError(FailureReason.ARTIFACT_CORRUPT, f"the artifact has no usable {GOLDEN_FILE}")
+    try:
+        rows = json.loads(path.read_bytes())
+        differences = base.engine.text.check_golden(rows) if rows else ["there is no golden row"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _RefusedError(FailureReason.ARTIFACT_CORRUPT, f"{GOLDEN_FILE} cannot be read") from error
+    if differences:
+        raise _RefusedError(FailureReason.TEMPLATE_MISMATCH, "; ".join(differences[:3]))
+    checked: list[dict[str, Any]] = rows
+    return checked
+
+
+async def _answer_once(base: LoadedBase, adapter: AdapterRef, golden: dict[str, Any]) -> int:
+    """How many tokens the tuned model says to the prompt of a golden row."""
+    messages = golden["row"]["messages"]
+    last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
+    ids = tuple(base.engine.text.prompt_ids(messages[:last] or messages))
+    room = max(1, base.engine.text.context_length - _ANSWER_TOKENS)
+    asked = Generation(ids[-room:], adapter_name(adapter), greedy(_ANSWER_TOKENS))
+    async with aclosing(base.engine.generate(asked)) as deltas:
+        num_tokens = sum([delta.num_tokens async for delta in deltas])
+    if not num_tokens:
+        raise _RefusedError(FailureReason.SERVING_FAILED, "the model gave no answer")
+    return num_tokens
+
+
+def _refuse(reason: FailureReason, detail: str) -> ServingRefused:
+    message = f"{reason.sentence} ({detail[:300]})"
+    return ServingRefused(problem=Problem(code=reason, message=message, owner="operator", retryable=False))

@@ -1,0 +1,46 @@
+"""Wires the room: clients, the catalogue, the loops over jobs and models, and what wakes them."""
+
+import asyncio
+import secrets
+
+from luthier_common.contract.topics import TOPICS, Kind
+from luthier_common.kit import ledger, presence
+from luthier_common.kit.broker import build_broker, hear, listening
+from luthier_common.kit.clock import SystemClock
+from luthier_common.kit.mongo import open_mongo, ping
+from luthier_common.kit.objects import open_objects
+from luthier_common.kit.room import Room
+from luthier_registry.catalogue import Catalogue
+from luthier_registry.claims import Claims
+from luthier_registry.consumers import make_on_fact
+from luthier_registry.register import Registrar
+from luthier_registry.settings import RegistrySettings
+from luthier_registry.settle import Settler
+from luthier_registry.store import Store
+
+# Copying or converting a large model may rightly take this long.
+_SLOW_WORK_S = 3600.0
+
+
+async def main(room: Room) -> None:
+    settings = RegistrySettings()
+    instance = f"registry-{secrets.token_hex(4)}"
+    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database))
+    objects = await room.enter("objects", open_objects(settings.objects_url))
+    store, clock = Store(db), SystemClock()
+    claims = Claims(db, instance, settings.claim_ttl_s)
+    catalogue = Catalogue(store, objects, claims, settings)
+    registrar = Registrar(store, objects, claims, clock)
+    settler = Settler(store, clock, settings.serving_wait_s)
+    wake_staging, wake_settling = asyncio.Event(), asyncio.Event()
+    broker = build_broker(settings.kafka_url, "registry")
+    hear(broker, [TOPICS[Kind.JOB], TOPICS[Kind.MODEL]], make_on_fact(wake_staging, wake_settling))
+    await room.enter("broker", listening(broker))
+    room.health.require("mongo", lambda: ping(db))
+    room.health.require("objects", objects.check)
+    room.health.require("default_base", catalogue.missing)
+    room.spawn("bases", room.every(settings.tick_s, catalogue.look, stale_after_s=_SLOW_WORK_S))
+    room.spawn("stage", room.every(settings.tick_s, registrar.look, wake_staging, stale_after_s=_SLOW_WORK_S))
+    room.spawn("settle", room.every(settings.tick_s, settler.look, wake_settling))
+    room.spawn("presence", room.every(settings.renew_s, lambda: presence.announce(db, "registry", instance)))
+    room.spawn("sweep", room.every(settings.sweep_s, lambda: ledger.sweep(db, objects), stale_after_s=_SLOW_WORK_S))

@@ -1,0 +1,173 @@
+"""Base models get into the catalogue: found here, converted by a child process, uploaded once, content-addressed."""
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.mongo import Doc
+from luthier_common.kit.objects import ObjectStore
+from luthier_registry.bundle import MANIFEST_FILE, BundleManifest, damaged_files, file_sha256, read_manifest
+from luthier_registry.claims import Claims
+from luthier_registry.domain import aliases_of
+from luthier_registry.gguf_import import CONVERTER, SMOLLM2_NAME, find_smollm2_gguf
+from luthier_registry.settings import RegistrySettings
+from luthier_registry.store import Store
+
+log = logging.getLogger(__name__)
+SYSTEM = {"org": "system", "project": "system"}
+_UNFIT_FOR_PATHS = re.compile(r"[^A-Za-z0-9._-]+")
+_CHILD_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+
+
+class BaseImportError(Exception):
+    """A source cannot become a base model as it is."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    path: Path
+    signature: tuple[int, int]
+    """Size and time of what is read first; another one means another source."""
+
+
+class Catalogue:
+    def __init__(self, store: Store, objects: ObjectStore, claims: Claims, settings: RegistrySettings) -> None:
+        self._store = store
+        self._objects = objects
+        self._claims = claims
+        self._settings = settings
+        self._done: set[_Source] = set()
+        self._refused: dict[_Source, str] = {}
+
+    async def look(self) -> None:
+        """Make sure that every base that has a source is in the catalogue."""
+        for source in self._sources():
+            if source in self._done or source in self._refused:
+                continue
+            try:
+                await self._take(source)
+            except (BaseImportError, ValueError) as error:
+                self._refused[source] = str(error)
+                log.error("not a base model: %s", error, extra={"base": source.name})  # noqa: TRY400 (the cause is said)
+
+    async def missing(self) -> str | None:
+        """Why the default base does not answer yet, or None."""
+        name = self._settings.default_base
+        if await self._store.read_base(name) is not None:
+            return None
+        sources = {source.name: source for source in self._sources()}
+        if name not in sources:
+            return f"no source for the base model {name}: see LUTHIER_BASE_SOURCES"
+        return self._refused.get(sources[name], f"the base model {name} is being prepared")
+
+    def _sources(self) -> list[_Source]:
+        paths = dict(self._settings.base_sources)
+        if self._settings.default_base == SMOLLM2_NAME and SMOLLM2_NAME not in paths:
+            found = find_smollm2_gguf()
+            paths |= {SMOLLM2_NAME: found} if found else {}
+        return [source for name, path in sorted(paths.items()) if (source := _source(name, path))]
+
+    async def _take(self, source: _Source) -> None:
+        async with self._claims.hold(f"base/{source.name}") as is_ours:
+            if not is_ours:
+                return
+            if source.path.is_dir():
+                await self._publish(source, source.path)
+            else:
+                revision = await asyncio.to_thread(file_sha256, source.path)
+                if not await self._is_there(source.name, revision):
+                    bundle = self._bundle_path(source.name, revision)
+                    await _convert(source, bundle)
+                    await self._publish(source, bundle)
+                    await asyncio.to_thread(shutil.rmtree, bundle, ignore_errors=True)
+            self._done.add(source)
+
+    async def _is_there(self, name: str, revision: str) -> bool:
+        """Whether the catalogue holds what this GGUF gives, bytes included."""
+        base = await self._store.read_base(name)
+        if base is None or (base["revision"], base["converter"]) != (revision, CONVERTER):
+            return False
+        return await self._objects.head(base["key"] + MANIFEST_FILE) is not None
+
+    def _bundle_path(self, name: str, revision: str) -> Path:
+        converter = hashlib.sha256(CONVERTER.encode()).hexdigest()[:8]
+        return self._settings.home / "registry" / f"{_UNFIT_FOR_PATHS.sub('-', name)}-{revision[:16]}-{converter}"
+
+    async def _publish(self, source: _Source, bundle: Path) -> None:
+        """Upload a bundle (its manifest last), note it in the ledger, then name it in the catalogue."""
+        manifest = read_manifest(bundle)
+        if manifest is None:
+            raise BaseImportError(f"{bundle.name} has no {MANIFEST_FILE}")
+        digest = await asyncio.to_thread(file_sha256, bundle / MANIFEST_FILE)
+        key = f"bases/{digest}/"
+        if await self._objects.head(key + MANIFEST_FILE) is None:
+            if damaged := await asyncio.to_thread(damaged_files, bundle, manifest):
+                raise BaseImportError(f"{damaged[0]} is not as {MANIFEST_FILE} says")
+            await self._upload(bundle, key, manifest)
+        entry = _entry(source.name, manifest, key, digest, (bundle / MANIFEST_FILE).stat().st_size)
+        num_bytes = sum(file["bytes"] for file in entry["files"])
+        await self._store.record(SYSTEM, key, f"base/{digest}", sha256=digest, num_bytes=num_bytes)
+        await self._store.write_base(entry)
+        log.info("in the catalogue", extra={"base": source.name, "digest": digest})
+
+    async def _upload(self, bundle: Path, key: str, manifest: BundleManifest) -> None:
+        for file in manifest.files:
+            stored = await self._objects.upload(bundle / file.name, key + file.name)
+            if stored.sha256 != file.sha256:
+                raise BaseImportError(f"{file.name} changed while it was read")
+            await failpoint("registry.mid_upload")
+        await self._objects.upload(bundle / MANIFEST_FILE, key + MANIFEST_FILE)
+
+
+def _entry(name: str, manifest: BundleManifest, key: str, digest: str, manifest_bytes: int) -> Doc:
+    files = [file.model_dump(mode="json") for file in manifest.files]
+    return {
+        "_id": name,
+        "digest": digest,
+        "key": key,
+        "files": [*files, {"name": MANIFEST_FILE, "bytes": manifest_bytes, "sha256": digest}],
+        "aliases": aliases_of(name),
+        "context_length": manifest.context_length,
+        "architecture": manifest.architecture,
+        "num_parameters": manifest.num_parameters,
+        "licence": manifest.licence,
+        "source": manifest.source.model_dump(mode="json"),
+        "revision": manifest.revision,
+        "converter": manifest.converter,
+    }
+
+
+def _source(name: str, path: Path) -> _Source | None:
+    with suppress(OSError):
+        found = (path / MANIFEST_FILE if path.is_dir() else path).stat()
+        return _Source(name, path, (found.st_size, found.st_mtime_ns))
+    return None
+
+
+async def _convert(source: _Source, bundle: Path) -> None:
+    """Convert in a process of its own: it needs memory once, and no credentials."""
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    environment = {name: os.environ[name] for name in _CHILD_VARIABLES if name in os.environ}
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "luthier_registry.gguf_import", str(source.path), str(bundle), "--name", source.name,
+        env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        _, said = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode != 0:
+        last = said.decode(errors="replace").strip().rpartition("\n")[2]
+        raise BaseImportError(last[:500] or f"the conversion ended with {child.returncode}")

@@ -1,0 +1,140 @@
+"""Names, lineage, what an artifact may hold, and what is to become of a staged model. Pure."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from enum import Enum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from luthier_common.contract.events import RunFinished
+from luthier_common.contract.ids import FILE_PREFIX, MODEL_PREFIX, core_of
+from luthier_common.kit.errors import LuthierError
+
+Doc = Mapping[str, Any]
+
+MANIFEST_FILE = "manifest.json"
+ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
+MODEL_FILES = frozenset({"config.json", "model.safetensors"})
+TEXT_FILES = frozenset({"tokenizer.json", "chat_template.jinja", "text.json"})
+ALLOWED_FILES = ADAPTER_FILES | MODEL_FILES | TEXT_FILES | {"generation_config.json", "golden.json", "training.json"}
+"""All that is ever published: nothing that a loader could run."""
+HUB_IDS = {"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+RESULT_FILENAME = "step_metrics.csv"
+RESULT_PURPOSE = "fine-tune-results"
+_AT_WORK = ("trained", "staged", "verified")
+_UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_ID_CHARACTERS = 12
+
+
+class ArtifactCorruptError(LuthierError):
+    """The artifact is not what its manifest says, or not what a model may consist of."""
+
+    code = "artifact_corrupt"
+
+
+class ArtifactFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    bytes: int = Field(ge=0)
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ArtifactManifest(BaseModel):
+    """The part of a finished run's manifest that publishing needs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    files: tuple[ArtifactFile, ...]
+
+
+class Fate(Enum):
+    """What a staged model waits for."""
+
+    WAIT = "wait"
+    PUBLISH = "publish"
+    DELETE = "delete"
+
+
+def read_artifact_manifest(content: bytes) -> ArtifactManifest:
+    """The manifest of a publishable model. Raises ArtifactCorruptError."""
+    try:
+        manifest = ArtifactManifest.model_validate_json(content)
+    except ValueError as error:
+        raise ArtifactCorruptError(f"{MANIFEST_FILE} cannot be read") from error
+    names = [file.name for file in manifest.files]
+    if len(set(names)) != len(names):
+        raise ArtifactCorruptError(f"{MANIFEST_FILE} names a file twice")
+    if strangers := sorted(set(names) - ALLOWED_FILES):
+        raise ArtifactCorruptError(f"a model may not hold {strangers[0][:100]!r}")
+    if not (set(names) >= ADAPTER_FILES or set(names) >= MODEL_FILES):
+        raise ArtifactCorruptError(f"{MANIFEST_FILE} names no weights with their configuration")
+    if missing := sorted(TEXT_FILES - set(names)):
+        raise ArtifactCorruptError(f"{MANIFEST_FILE} does not name {missing[0]}")
+    return manifest
+
+
+def model_id_of(job_id: str, generation: int) -> str:
+    """The id of the model that a generation of a job makes: the same for whoever computes it."""
+    return MODEL_PREFIX + _core(job_id, generation)
+
+
+def result_file_id_of(job_id: str, generation: int) -> str:
+    return FILE_PREFIX + _core(job_id, generation)
+
+
+def model_name(base: str, org_name: str, suffix: str | None, model_id: str) -> str:
+    """`ft:<base>:<org>:<suffix>:<id>`: opaque for everyone, since a base may hold `:` and `/`."""
+    org = _UNFIT_FOR_NAMES.sub("-", org_name).strip("-") or "default"
+    core, again, generation = core_of(model_id).partition("g")
+    return f"ft:{base}:{org}:{suffix or ''}:{core[-_ID_CHARACTERS:]}{again}{generation}"
+
+
+def aliases_of(name: str) -> list[str]:
+    """Other names by which users may ask for a base model."""
+    hub_id = HUB_IDS.get(name, name)
+    return sorted({hub_id, hub_id.lower(), name.lower()} - {name})
+
+
+def lineage_of(job: Doc, base: Doc | None, finished: RunFinished, now: datetime) -> dict[str, Any]:
+    """Where a model comes from. What is not known is None; texts are never part of it."""
+    spec, datasets = job["spec"], job.get("datasets") or {}
+    return {
+        "job": job["_id"],
+        "attempt": job["attempt"],
+        "generation": job["generation"],
+        "method": spec["method"],
+        "files": [
+            {"role": role, "file_id": file["file_id"], "sha256": file["sha256"], "num_examples": file["num_examples"]}
+            for role, file in sorted(datasets.items())
+            if file
+        ],
+        "base": {
+            "name": base["_id"] if base else spec["model"],
+            "digest": job["base_digest"],
+            "revision": base.get("revision") if base and base["digest"] == job["base_digest"] else None,
+        },
+        "hyperparameters": job["resolved"],
+        "seed": (job["resolved"] or {}).get("seed", spec["seed"]),
+        "library_versions": dict(finished.library_versions),
+        "step": finished.step,
+        "trained_tokens": finished.trained_tokens,
+        "train_loss": finished.train_loss,
+        "valid_loss": finished.valid_loss,
+        "created": now,
+    }
+
+
+def fate_of(model: Doc, job: Doc | None) -> Fate:
+    """A staged model becomes visible when its job has succeeded with it, and goes when that can no longer happen."""
+    if job is None or job["generation"] != model["lineage"]["generation"]:
+        return Fate.DELETE
+    if job["phase"] == "succeeded":
+        return Fate.PUBLISH if (job.get("staged") or {}).get("model_id") == model["_id"] else Fate.DELETE
+    return Fate.WAIT if job["phase"] in _AT_WORK else Fate.DELETE
+
+
+def _core(job_id: str, generation: int) -> str:
+    return core_of(job_id) + (f"g{generation}" if generation > 1 else "")

@@ -1,0 +1,179 @@
+"""From `trained` to `staged`: the artifact is verified, copied to its permanent place and becomes a model document."""
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+
+from luthier_common.contract.events import (
+    ArtifactStaged,
+    Blob,
+    FileGenerated,
+    JobFailed,
+    ModelStaged,
+    Problem,
+    RunFinished,
+)
+from luthier_common.contract.reasons import FailureReason
+from luthier_common.kit.clock import Clock
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.mongo import Doc
+from luthier_common.kit.objects import ObjectMissingError, ObjectStore
+from luthier_registry.claims import Claims
+from luthier_registry.domain import (
+    MANIFEST_FILE,
+    RESULT_FILENAME,
+    RESULT_PURPOSE,
+    ArtifactCorruptError,
+    ArtifactFile,
+    ArtifactManifest,
+    lineage_of,
+    model_id_of,
+    model_name,
+    read_artifact_manifest,
+    result_file_id_of,
+)
+from luthier_registry.results import StepTable
+from luthier_registry.store import Store
+
+log = logging.getLogger(__name__)
+MAX_MANIFEST_BYTES = 1024 * 1024
+
+
+class Registrar:
+    """Every step may be repeated: ids and keys follow from the job, and equal bytes are written to equal places."""
+
+    def __init__(self, store: Store, objects: ObjectStore, claims: Claims, clock: Clock) -> None:
+        self._store = store
+        self._objects = objects
+        self._claims = claims
+        self._clock = clock
+
+    async def look(self) -> None:
+        """Stage the model of every job that is trained."""
+        for job in await self._store.list_jobs("trained"):
+            try:
+                await self._take(job["_id"])
+            except TransientError as error:
+                log.warning("a trained job must wait", extra={"job_id": job["_id"], "code": error.code})
+            except (ValueError, LookupError, TypeError):
+                # One job that cannot be read must not keep all others from being registered.
+                log.exception("the job cannot be registered", extra={"job_id": job["_id"]})
+
+    async def _take(self, job_id: str) -> None:
+        async with self._claims.hold(f"register/{job_id}") as is_ours:
+            job = await self._store.read_job(job_id) if is_ours else None
+            if job is None or job["phase"] != "trained":
+                return
+            try:
+                fact = await self._stage(job)
+            except (ArtifactCorruptError, ObjectMissingError) as error:
+                await self._fail(job, error)
+                return
+            done = await self._store.state_of_job(job, fact)
+            await failpoint("registry.after_staged")
+            await self._store.release(f"registering/{job_id}")
+            log.info("staged", extra={"job_id": job_id, "model_id": fact.model_id, "outcome": done.outcome})
+
+    async def _stage(self, job: Doc) -> ArtifactStaged:
+        finished = RunFinished.model_validate(job["finished"])
+        base = await self._store.read_base(job["spec"]["model"])
+        model_id = model_id_of(job["_id"], job["generation"])
+        org_name = await self._store.org_name(job["org"])
+        name = model_name(base["_id"] if base else job["spec"]["model"], org_name, job["spec"].get("suffix"), model_id)
+        blob, manifest = await self._copy(job, finished.artifact, f"{job['org']}/{job['project']}/models/{model_id}/")
+        result_file_id = await self._make_result_file(job, finished)
+        fact = ModelStaged(name=name, job_id=job["_id"], base=base["_id"] if base else job["spec"]["model"], blob=blob)
+        fields = _owned(job) | {
+            "name": name,
+            "job": job["_id"],
+            "base": fact.base,
+            "base_digest": job["base_digest"],
+            "blob": blob.model_dump(mode="json"),
+            "files": [file.model_dump(mode="json") for file in manifest.files],
+            "lineage": lineage_of(job, base, finished, self._clock.now()),
+            "released": False,
+        }
+        await self._store.create_model(model_id, fact, fields)
+        await self._record(job, blob.key, f"model/{model_id}", blob.manifest_sha256, blob.bytes)
+        await failpoint("registry.after_model")
+        return ArtifactStaged(model_id=model_id, model_name=name, blob=blob, result_file_id=result_file_id)
+
+    async def _copy(self, job: Doc, artifact: Blob, target: str) -> tuple[Blob, ArtifactManifest]:
+        """Copy an artifact, verifying every byte on the way; its manifest comes last."""
+        if not artifact.key.startswith(f"{job['org']}/{job['project']}/jobs/{job['_id']}/"):
+            raise ArtifactCorruptError("the artifact does not lie below its job")
+        try:
+            content = await self._objects.read(artifact.key + MANIFEST_FILE, limit_bytes=MAX_MANIFEST_BYTES)
+        except ValueError as error:
+            raise ArtifactCorruptError(f"{MANIFEST_FILE} is too large or badly placed") from error
+        if hashlib.sha256(content).hexdigest() != artifact.manifest_sha256:
+            raise ArtifactCorruptError(f"{MANIFEST_FILE} has another sha256 than the run said")
+        manifest = read_artifact_manifest(content)
+        await self._record(job, target, f"registering/{job['_id']}", artifact.manifest_sha256, artifact.bytes)
+        for file in manifest.files:
+            await self._objects.put(target + file.name, self._verified(artifact.key + file.name, file))
+            await failpoint("registry.mid_copy")
+        await self._objects.put(target + MANIFEST_FILE, content)
+        return Blob(key=target, manifest_sha256=artifact.manifest_sha256, bytes=artifact.bytes), manifest
+
+    async def _verified(self, key: str, file: ArtifactFile) -> AsyncIterator[bytes]:
+        """The file's bytes; ends in ArtifactCorruptError, so that nothing is written, when they are not as named."""
+        digest, num_bytes = hashlib.sha256(), 0
+        async for chunk in self._objects.get(key, end=file.bytes + 1):
+            digest.update(chunk)
+            num_bytes += len(chunk)
+            yield chunk
+        if num_bytes != file.bytes or digest.hexdigest() != file.sha256:
+            raise ArtifactCorruptError(f"{file.name} has other bytes than {MANIFEST_FILE} says")
+
+    async def _make_result_file(self, job: Doc, finished: RunFinished) -> str | None:
+        """The metrics as a file of the job; None when the run left none. A model is never lost for its metrics."""
+        table = await self._read_metrics(job["_id"], finished.metrics_key)
+        if table is None:
+            return None
+        content = table.csv()
+        file_id = result_file_id_of(job["_id"], job["generation"])
+        key = f"{job['org']}/{job['project']}/files/{file_id}"
+        sha256 = hashlib.sha256(content).hexdigest()
+        await self._record(job, key, f"registering/{job['_id']}", sha256, len(content))
+        await self._objects.put(key, content)
+        fact = FileGenerated(
+            filename=RESULT_FILENAME, bytes=len(content), sha256=sha256, purpose=RESULT_PURPOSE, object_key=key,
+            job_id=job["_id"],
+        )  # fmt: skip
+        await self._store.create_file(file_id, fact, _owned(job))
+        await self._record(job, key, f"file/{file_id}", sha256, len(content))
+        return file_id
+
+    async def _read_metrics(self, job_id: str, key: str | None) -> StepTable | None:
+        if key is None:
+            return None
+        table, rest = StepTable(), b""
+        try:
+            async for chunk in self._objects.get(key):
+                *lines, rest = (rest + chunk).split(b"\n")
+                table.add(lines)
+        except ObjectMissingError:
+            log.warning("the run's metrics are missing", extra={"job_id": job_id})
+            return None
+        table.add([rest])
+        if table.num_unreadable:
+            log.warning("metric lines were skipped", extra={"job_id": job_id, "lines": table.num_unreadable})
+        return table
+
+    async def _record(self, job: Doc, key: str, reference: str, sha256: str, num_bytes: int) -> None:
+        await self._store.record(job, key, reference, sha256=sha256, num_bytes=num_bytes)
+
+    async def _fail(self, job: Doc, error: Exception) -> None:
+        reason = FailureReason.ARTIFACT_CORRUPT
+        missing = isinstance(error, ObjectMissingError)
+        detail = f"{str(error).rpartition('/')[2]} is missing" if missing else str(error)
+        problem = Problem(code=reason, message=f"{reason.sentence} ({detail})", owner="operator")
+        done = await self._store.state_of_job(job, JobFailed(problem=problem))
+        await self._store.release(f"registering/{job['_id']}")
+        log.error("the artifact is corrupt", extra={"job_id": job["_id"], "outcome": done.outcome, "detail": detail})
+
+
+def _owned(job: Doc) -> Doc:
+    return {name: job[name] for name in ("org", "project", "owner")}

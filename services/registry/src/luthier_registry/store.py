@@ -1,0 +1,108 @@
+"""What the registry reads and writes in MongoDB."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from luthier_common.contract.envelope import Actor
+from luthier_common.contract.events import Fact, FileGenerated, ModelDeleted, ModelPublished, ModelStaged
+from luthier_common.contract.topics import Kind
+from luthier_common.journal.advance import Advanced, advance, create
+from luthier_common.kit import ledger
+from luthier_common.kit.bases import find_base
+from luthier_common.kit.mongo import Database, Doc
+
+ACTOR = Actor(room="registry")
+_NO_OUTBOX = {"outbox": 0}
+
+
+class Store:
+    def __init__(self, db: Database) -> None:
+        self.db = db
+
+    async def list_jobs(self, phase: str) -> list[Doc]:
+        return await self.db["jobs"].find({"phase": phase}, _NO_OUTBOX).sort("_id", 1).to_list(None)
+
+    async def read_job(self, job_id: str) -> Doc | None:
+        return await self.db["jobs"].find_one({"_id": job_id}, _NO_OUTBOX)
+
+    async def read_model(self, model_id: str) -> Doc | None:
+        return await self.db["models"].find_one({"_id": model_id}, _NO_OUTBOX)
+
+    async def list_models(self, phase: str) -> list[Doc]:
+        return await self.db["models"].find({"phase": phase}, _NO_OUTBOX).sort("_id", 1).to_list(None)
+
+    async def read_base(self, name: str) -> Doc | None:
+        return await find_base(self.db, name)
+
+    async def write_base(self, base: Doc) -> None:
+        """Put a base into the catalogue, or replace what stood there under its name."""
+        fields = {name: value for name, value in base.items() if name != "_id"}
+        await self.db["bases"].update_one(
+            {"_id": base["_id"]}, {"$set": fields, "$currentDate": {"updated_at": True}}, upsert=True
+        )
+
+    async def org_name(self, org: str) -> str:
+        found = await self.db["orgs"].find_one({"_id": org}, {"name": 1})
+        return str(found["name"]) if found and found.get("name") else org
+
+    async def served_names(self) -> set[str]:
+        """Names of the bases that some live engine lists."""
+        served: set[str] = set()
+        query = {"role": "inference", "phase": "live", "draining": {"$ne": True}}
+        async for node in self.db["nodes"].find(query, {"bases": 1}):
+            served.update(node.get("bases") or [])
+        return served
+
+    async def state_of_job(self, job: Doc, fact: Fact) -> Advanced:
+        """State a fact of the job as it was read: one that was placed again since is left alone."""
+        op_id = f"{job['generation']}/{job['attempt']}/{fact.type}"
+        return await advance(
+            self.db, Kind.JOB, job["_id"], fact, actor=ACTOR, attempt=job["attempt"], op_id=op_id,
+            match={"generation": job["generation"]},
+        )  # fmt: skip
+
+    async def create_model(self, model_id: str, fact: ModelStaged, fields: Mapping[str, Any]) -> Advanced:
+        return await create(self.db, fact, model_id, fields, actor=ACTOR)
+
+    async def create_file(self, file_id: str, fact: FileGenerated, fields: Mapping[str, Any]) -> Advanced:
+        stored = fact.model_dump(mode="json", exclude={"job_id"}) | {"job": fact.job_id, "expires_at": None}
+        return await create(self.db, fact, file_id, {**stored, **fields}, actor=ACTOR)
+
+    async def publish_model(self, model: Doc) -> Advanced:
+        fact = ModelPublished(name=model["name"], job_id=model["job"])
+        return await advance(self.db, Kind.MODEL, model["_id"], fact, actor=ACTOR, op_id=fact.type)
+
+    async def delete_model(self, model_id: str) -> Advanced:
+        fact = ModelDeleted()
+        return await advance(
+            self.db, Kind.MODEL, model_id, fact, actor=ACTOR, op_id=fact.type, match={"phase": "staged"}
+        )
+
+    async def release_deleted_models(self) -> None:
+        """Let go of the objects of models that were deleted, by whomever."""
+        query = {"phase": "deleted", "released": {"$ne": True}}
+        async for model in self.db["models"].find(query, {"_id": 1}):
+            await ledger.release(self.db, f"model/{model['_id']}")
+            await self.db["models"].update_one({"_id": model["_id"]}, {"$set": {"released": True}})
+
+    async def release_abandoned(self) -> None:
+        """Let go of objects that were being made for jobs which have left `trained` since."""
+        references: set[str] = set()
+        async for row in self.db[ledger.COLLECTION].find(
+            {"references": {"$regex": "^registering/"}}, {"references": 1}
+        ):
+            references.update(text for text in row["references"] if text.startswith("registering/"))
+        for reference in sorted(references):
+            job = await self.read_job(reference.removeprefix("registering/"))
+            if job is None or job["phase"] != "trained":
+                await ledger.release(self.db, reference)
+
+    async def record(self, owned: Doc, key: str, reference: str, *, sha256: str, num_bytes: int) -> None:
+        """Note an object in the ledger with who refers to it."""
+        await ledger.record(
+            self.db, key, sha256=sha256, num_bytes=num_bytes, org=owned["org"], project=owned["project"],
+            reference=reference,
+        )  # fmt: skip
+
+    async def release(self, reference: str) -> None:
+        await ledger.release(self.db, reference)

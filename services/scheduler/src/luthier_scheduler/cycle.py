@@ -1,0 +1,144 @@
+"""One look at everything: snapshot, lost leases, decision, deeds. Each step is one method, in this order."""
+
+import logging
+
+from luthier_common.contract.events import JobFailed, JobPlaced, Member, NodeLost, Problem, QueueReasonChanged, RunLost
+from luthier_common.contract.reasons import FailureReason
+from luthier_common.contract.spec import JobSpec, ResolvedHyperparameters
+from luthier_common.kit.clock import Clock
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.mongo import Doc
+from luthier_common.kit.telemetry import use_traceparent
+from luthier_scheduler.decide import Decision, Placement, Wait, decide
+from luthier_scheduler.resolve import resolve
+from luthier_scheduler.settings import SchedulerSettings
+from luthier_scheduler.store import Snapshot, Store
+from luthier_scheduler.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+class Cycle:
+    def __init__(self, store: Store, clock: Clock, settings: SchedulerSettings) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._runs = Watch[tuple[str, int]](settings.lease_ttl_s)
+        self._nodes = Watch[str](settings.lease_ttl_s)
+        self._positions_at_s: float | None = None
+
+    def forget(self) -> None:
+        """Begin to watch anew: for an instance that has just become active, or after an outage."""
+        self._runs.forget()
+        self._nodes.forget()
+
+    async def run(self) -> None:
+        """Do one cycle. Raises a driver error when the database is away; what was decided may then stand half done."""
+        try:
+            snapshot = await self._store.read_snapshot()
+            await self._lose_silent_runs(snapshot)
+            await self._lose_silent_nodes(snapshot)
+            decision = decide(snapshot.waiting, snapshot.nodes, max_strikes=self._settings.max_strikes)
+            await self._fail_exhausted(decision)
+            await self._place(decision)
+            await self._tell_reasons(decision)
+            await self._write_positions(decision)
+        except Exception:
+            self.forget()
+            raise
+
+    async def _lose_silent_runs(self, snapshot: Snapshot) -> None:
+        held = {(run.job_id, run.attempt): run for run in snapshot.held}
+        for key in self._runs.look({key: run.lease for key, run in held.items()}, self._clock.monotonic_s()):
+            run = held[key]
+            fact = RunLost(reason=FailureReason.LEASE_EXPIRED, last_step=run.last_step)
+            lost = await self._store.state_of_job(run.job_id, fact, attempt=run.attempt, match={"lease": run.lease})
+            if lost.applied:
+                log.warning("the run is lost", extra={"job_id": run.job_id, "attempt": run.attempt})
+
+    async def _lose_silent_nodes(self, snapshot: Snapshot) -> None:
+        for node_id in self._nodes.look(snapshot.renewals, self._clock.monotonic_s()):
+            lost = await self._store.state_of_node(
+                node_id, NodeLost(), match={"renewed_at": snapshot.renewals[node_id]}
+            )
+            if lost.applied:
+                log.warning("the node is lost", extra={"node": node_id})
+
+    async def _fail_exhausted(self, decision: Decision) -> None:
+        for job_id in decision.exhausted:
+            problem = Problem(
+                code=FailureReason.ATTEMPTS_EXHAUSTED, message=FailureReason.ATTEMPTS_EXHAUSTED.sentence, retryable=True
+            )
+            await self._store.state_of_job(
+                job_id, JobFailed(problem=problem), match={"strikes": {"$gte": self._settings.max_strikes}}
+            )
+
+    async def _place(self, decision: Decision) -> None:
+        for placement in decision.placements:
+            job = await self._store.read_job(placement.job_id)
+            if job is None or job["phase"] != "waiting" or job["attempt"] + 1 != placement.attempt:
+                continue
+            try:
+                with use_traceparent(job.get("trace")):
+                    await self._place_job(placement, job)
+            except (ValueError, LookupError, TypeError):
+                # One job that cannot be read must not keep all others from being placed.
+                log.exception("the job cannot be placed", extra={"job_id": placement.job_id})
+
+    async def _place_job(self, placement: Placement, job: Doc) -> None:
+        pinned = await self._pin(job)
+        if isinstance(pinned, Problem):
+            await self._store.state_of_job(placement.job_id, JobFailed(problem=pinned))
+            return
+        resolved, base_digest = pinned
+        fact = JobPlaced(
+            attempt=placement.attempt,
+            members=(Member(node=placement.node_id, slots=placement.slots),),
+            resumes_from_step=(job.get("checkpoint") or {}).get("step"),
+            resolved=resolved,
+            base_digest=base_digest,
+        )
+        await failpoint("scheduler.before_place")
+        if await self._store.place(placement, fact):
+            log.info(
+                "placed", extra={"job_id": placement.job_id, "attempt": placement.attempt, "node": placement.node_id}
+            )
+
+    async def _pin(self, job: Doc) -> tuple[ResolvedHyperparameters, str] | Problem:
+        """What the first placement pinned, or is to pin now; a problem when that is impossible."""
+        if job.get("resolved") and job.get("base_digest"):
+            return ResolvedHyperparameters.model_validate(job["resolved"]), str(job["base_digest"])
+        training = (job.get("datasets") or {}).get("training")
+        if training is None:
+            # A job that was restarted though its files had never been accepted.
+            message = "Its files were never accepted; create a new job."
+            return Problem(code=FailureReason.INVALID_FILE, message=message, param="training_file", owner="user")
+        spec = JobSpec.model_validate(job["spec"])
+        base = await self._store.read_base(spec.model)
+        if base is None:
+            return Problem(code=FailureReason.BASE_MISSING, message=FailureReason.BASE_MISSING.sentence, param="model")
+        return resolve(spec, training["num_examples"], base["context_length"]), str(base["digest"])
+
+    async def _tell_reasons(self, decision: Decision) -> None:
+        for wait in decision.waits:
+            if wait.is_news:
+                await self._store.state_of_job(
+                    wait.job_id, QueueReasonChanged(reason=wait.reason, message=wait.message)
+                )
+
+    async def _write_positions(self, decision: Decision) -> None:
+        now_s = self._clock.monotonic_s()
+        is_early = (
+            self._positions_at_s is not None and now_s - self._positions_at_s < self._settings.position_interval_s
+        )
+        moved = _from_first_moved(decision.waits)
+        if is_early or not moved:
+            return
+        self._positions_at_s = now_s
+        await self._store.write_positions([wait.job_id for wait in moved], first=moved[0].position)
+
+
+def _from_first_moved(waits: tuple[Wait, ...]) -> tuple[Wait, ...]:
+    """The end of the queue in which positions changed."""
+    first = next((number for number, wait in enumerate(waits) if wait.is_moved), len(waits))
+    return waits[first:]

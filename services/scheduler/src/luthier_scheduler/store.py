@@ -1,0 +1,184 @@
+"""What the scheduler reads and writes in MongoDB."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier_common.contract.envelope import Actor
+from luthier_common.contract.events import Fact, JobPlaced
+from luthier_common.contract.lifecycle import HELD
+from luthier_common.contract.topics import Kind
+from luthier_common.journal.advance import Advanced, Outcome, advance
+from luthier_common.kit.bases import find_base
+from luthier_common.kit.mongo import Database, Doc
+from luthier_scheduler.decide import Claim, Placement, TrainerNode, WaitingJob
+
+ACTOR = Actor(room="scheduler")
+_POSITIONS_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class HeldRun:
+    """An attempt that holds slots. `lease` is the value as it was read."""
+
+    job_id: str
+    attempt: int
+    last_step: int | None
+    lease: Doc | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    waiting: tuple[WaitingJob, ...]
+    held: tuple[HeldRun, ...]
+    nodes: tuple[TrainerNode, ...]
+    """Live trainer nodes that take jobs."""
+    renewals: dict[str, Any] = field(default_factory=dict)
+    """Of every live node of any role, by its id: the renewal as it was read."""
+
+
+class Store:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def read_snapshot(self) -> Snapshot:
+        """Jobs that wait or hold slots, and live nodes."""
+        jobs, nodes = await asyncio.gather(self._read_jobs(), self._read_nodes())
+        return Snapshot(
+            waiting=tuple(_waiting(job) for job in jobs if job["phase"] == "waiting"),
+            held=tuple(
+                HeldRun(job["_id"], job["attempt"], job.get("last_step"), job.get("lease"))
+                for job in jobs
+                if job["phase"] != "waiting"
+            ),
+            nodes=tuple(_node(node) for node in nodes if node["role"] == "trainer" and not node.get("draining")),
+            renewals={node["_id"]: node.get("renewed_at") for node in nodes},
+        )
+
+    async def _read_jobs(self) -> list[Doc]:
+        fields = (
+            "phase",
+            "created_at",
+            "attempt",
+            "strikes",
+            "queue",
+            "lease",
+            "last_step",
+            "spec.priority",
+            "spec.resources",
+        )
+        found = self._db["jobs"].find({"phase": {"$in": ["waiting", *HELD]}}, dict.fromkeys(fields, 1))
+        return await found.to_list(None)
+
+    async def _read_nodes(self) -> list[Doc]:
+        fields = ("role", "slots.index", "slots.holder", "draining", "renewed_at")
+        return await self._db["nodes"].find({"phase": "live"}, dict.fromkeys(fields, 1)).to_list(None)
+
+    async def read_job(self, job_id: str) -> Doc | None:
+        return await self._db["jobs"].find_one({"_id": job_id}, {"outbox": 0})
+
+    async def read_base(self, name: str) -> Doc | None:
+        return await find_base(self._db, name)
+
+    async def state_of_job(
+        self, job_id: str, fact: Fact, *, attempt: int | None = None, match: Doc | None = None
+    ) -> Advanced:
+        return await advance(self._db, Kind.JOB, job_id, fact, actor=ACTOR, attempt=attempt, match=match)
+
+    async def state_of_node(self, node_id: str, fact: Fact, *, match: Doc) -> Advanced:
+        return await advance(self._db, Kind.NODE, node_id, fact, actor=ACTOR, match=match)
+
+    async def place(self, placement: Placement, fact: JobPlaced) -> bool:
+        """Claim the slots, then state the placement. False when the slots or the job were no longer there.
+
+        Claiming the same slots for the same attempt again succeeds: that is how an interrupted placement goes on.
+        """
+        token = secrets.token_hex(8)
+        if not await self._claim(placement, token):
+            return False
+        done = await self.state_of_job(placement.job_id, fact)
+        if done.outcome is not Outcome.APPLIED and done.doc is not None and not _is_owner(done.doc, placement):
+            await self._withdraw(placement, token)
+        return done.applied
+
+    async def _claim(self, placement: Placement, token: str) -> bool:
+        holder = {"job": placement.job_id, "attempt": placement.attempt, "claim": token, "claimed_at": "$$NOW"}
+        takeable = [
+            {
+                "slots": {
+                    "$elemMatch": {
+                        "index": slot,
+                        "$or": [
+                            {"holder": None},
+                            {"holder.job": placement.job_id, "holder.attempt": placement.attempt},
+                        ],
+                    }
+                }
+            }
+            for slot in placement.slots
+        ]
+        query = {"_id": placement.node_id, "phase": "live", "draining": {"$ne": True}, "$and": takeable}
+        is_mine = {"$in": ["$$slot.index", list(placement.slots)]}
+        claimed = await self._db["nodes"].update_one(query, _set_holder(is_mine, holder))
+        return bool(claimed.matched_count)
+
+    async def _withdraw(self, placement: Placement, token: str) -> None:
+        """Take back a claim that led to no placement: exactly this one, never one that was made again since."""
+        query = {"_id": placement.node_id, "slots.holder.claim": token}
+        await self._db["nodes"].update_one(query, _set_holder({"$eq": ["$$slot.holder.claim", token]}, None))
+
+    async def write_positions(self, job_ids: Sequence[str], *, first: int = 1) -> None:
+        """Write each job's place in the queue: `job_ids` in their order, counted from `first`. A view, no fact."""
+        for start in range(0, len(job_ids), _POSITIONS_AT_ONCE):
+            ids = list(job_ids[start : start + _POSITIONS_AT_ONCE])
+            ahead = {"$add": [{"$indexOfArray": [{"$literal": ids}, "$_id"]}, start + first - 1]}
+            await self._db["jobs"].update_many(
+                {"_id": {"$in": ids}, "phase": "waiting", "queue.reason": {"$exists": True}},
+                [{"$set": {"queue.position": {"$add": [ahead, 1]}, "queue.num_ahead": ahead}}],
+            )
+
+
+def _is_owner(job: Doc, placement: Placement) -> bool:
+    """Whether the attempt may have been placed on exactly these slots, by us or by another scheduler.
+
+    A document of a later attempt no longer says where this one ran: then only the node's supervisor frees.
+    """
+    if job["attempt"] < placement.attempt:
+        return False
+    members = [(member["node"], tuple(member["slots"])) for member in job.get("members") or ()]
+    return job["attempt"] > placement.attempt or (placement.node_id, placement.slots) in members
+
+
+def _set_holder(condition: Doc, holder: Doc | None) -> list[Doc]:
+    """The holder as given for the slots that meet the condition; `$$NOW` is the only expression in it."""
+    value = {name: part if part == "$$NOW" else {"$literal": part} for name, part in holder.items()} if holder else None
+    changed = {"$mergeObjects": ["$$slot", {"holder": value}]}
+    each = {"input": "$slots", "as": "slot", "in": {"$cond": [condition, changed, "$$slot"]}}
+    return [{"$set": {"slots": {"$map": each}}}]
+
+
+def _waiting(job: Doc) -> WaitingJob:
+    queue = job.get("queue") or {}
+    spec = job["spec"]
+    return WaitingJob(
+        id=job["_id"],
+        created_at=job["created_at"],
+        num_slots=(spec.get("resources") or {}).get("num_slots", 1),
+        priority=spec.get("priority", 0),
+        attempt=job["attempt"],
+        strikes=job.get("strikes", 0),
+        reason=queue.get("reason"),
+        position=queue.get("position"),
+    )
+
+
+def _node(node: Doc) -> TrainerNode:
+    claimed: dict[Claim, tuple[int, ...]] = {}
+    for slot in node["slots"]:
+        if (holder := slot.get("holder")) is not None:
+            claim = (holder["job"], holder["attempt"])
+            claimed[claim] = (*claimed.get(claim, ()), slot["index"])
+    free = tuple(slot["index"] for slot in node["slots"] if slot.get("holder") is None)
+    return TrainerNode(node["_id"], len(node["slots"]), free, claimed)

@@ -1,0 +1,46 @@
+"""Wires the room: clients, the node's directory, its loops, and the order of its stop."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from luthier_common.contract.topics import TOPICS, Kind
+from luthier_common.kit.broker import build_broker, hear, listening
+from luthier_common.kit.mongo import open_mongo, ping
+from luthier_common.kit.objects import open_objects
+from luthier_common.kit.room import Room
+from luthier_trainer.consumers import make_on_fact
+from luthier_trainer.executor import LocalExecutor
+from luthier_trainer.settings import TrainerSettings
+from luthier_trainer.store import Store
+from luthier_trainer.supervisor import Supervisor
+from luthier_trainer.workplace import Workplace
+
+STOP_AFTER_S = 115.0
+
+
+async def main(room: Room) -> None:
+    settings = TrainerSettings()
+    workplace = Workplace(settings.home, settings.trainer_node)
+    await room.enter("workplace", _held(workplace))
+    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database))
+    objects = await room.enter("objects", open_objects(settings.objects_url))
+    room.health.require("mongo", lambda: ping(db))
+    room.health.require("objects", objects.check)
+    supervisor = Supervisor(Store(db, settings.trainer_node), objects, workplace, LocalExecutor(), settings)
+    broker = build_broker(settings.kafka_url, "trainer")
+    hear(broker, [TOPICS[Kind.JOB]], make_on_fact(supervisor.wake))
+    await room.enter("broker", listening(broker))
+
+    async def end_runs() -> None:
+        await room.stopping.wait()
+        await supervisor.stop()
+
+    room.spawn("renew", room.every(settings.renew_s, supervisor.renew))
+    room.spawn("look", room.every(settings.tick_s, supervisor.look, supervisor.wake))
+    room.spawn("runs", end_runs())
+
+
+@asynccontextmanager
+async def _held(workplace: Workplace) -> AsyncIterator[None]:
+    with workplace.held():
+        yield

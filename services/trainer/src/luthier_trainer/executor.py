@@ -1,0 +1,126 @@
+"""How a run's process is started: a child on this node. The one seam for other ways (a Ray cluster)."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import ValidationError
+
+from luthier_trainer.protocol import PARENT_PID_VARIABLE, PROGRESS_FD_VARIABLE, Progress, parse_progress
+from luthier_trainer.workplace import PID_FILE
+
+log = logging.getLogger(__name__)
+LOG_FILE = "child.log"
+_LINE_LIMIT_BYTES = 1 << 20
+_KEPT = (
+    "PATH",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "CUDA_HOME",
+    "NVIDIA_VISIBLE_DEVICES",
+)
+"""A child has no credentials: of our environment it gets these names only."""
+
+
+class Child(Protocol):
+    """A running training process."""
+
+    def reports(self) -> AsyncIterator[Progress]:
+        """Its progress, until it ends."""
+        ...
+
+    def ask_pause(self) -> None:
+        """Have it save at the end of its step and end."""
+        ...
+
+    def kill(self) -> None: ...
+
+    async def wait(self) -> int:
+        """Its exit code, once it is reaped; negative: the signal that ended it."""
+        ...
+
+
+class Executor(Protocol):
+    async def start(self, run_dir: Path, gpus: tuple[int, ...], num_threads: int) -> Child: ...
+
+
+class LocalExecutor:
+    """Children of this process. They end with it: the kernel sees to that."""
+
+    async def start(self, run_dir: Path, gpus: tuple[int, ...], num_threads: int) -> Child:
+        """Start `python -m luthier_trainer.training RUN_DIR`; `gpus` are the only ones that it sees."""
+        reading, writing = os.pipe()
+        own = {
+            PROGRESS_FD_VARIABLE: str(writing),
+            PARENT_PID_VARIABLE: str(os.getpid()),
+            "HOME": str(run_dir),
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+            "OMP_NUM_THREADS": str(num_threads),
+            "PYTHONUNBUFFERED": "1",
+        }
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        try:
+            with (run_dir / LOG_FILE).open("ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "luthier_trainer.training",
+                    str(run_dir),
+                    env={**kept, **own},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(writing,),
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        (run_dir / PID_FILE).write_text(str(process.pid))
+        return LocalChild(process, reading)
+
+
+class LocalChild:
+    """A process on this machine."""
+
+    def __init__(self, process: asyncio.subprocess.Process, progress: int) -> None:
+        self._process = process
+        self._progress = progress
+
+    async def reports(self) -> AsyncIterator[Progress]:
+        """Lines until the child's end; one that cannot be read is logged and skipped."""
+        reader = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
+        loop = asyncio.get_running_loop()
+        with os.fdopen(self._progress, "rb", 0) as pipe:
+            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+            try:
+                while line := await reader.readline():
+                    try:
+                        yield parse_progress(line)
+                    except ValidationError:
+                        log.warning("a progress line cannot be read", extra={"bytes": len(line)})
+            finally:
+                transport.close()
+
+    def ask_pause(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        return await self._process.wait()

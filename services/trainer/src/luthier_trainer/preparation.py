@@ -1,0 +1,99 @@
+"""Everything a run needs, on this node's disk and checked, as the spec of its child."""
+
+import logging
+from pathlib import Path
+
+from luthier_common.contract.events import CheckpointRejected, CheckpointSaved
+from luthier_common.kit.objects import ObjectStore
+from luthier_trainer.domain import Assignment, child_hyperparameters
+from luthier_trainer.protocol import RUN_FILE, RunSpec
+from luthier_trainer.settings import TrainerSettings
+from luthier_trainer.store import Store
+from luthier_trainer.transfers import (
+    METRICS_FILE,
+    fetch_base_bundle,
+    fetch_checkpoint,
+    fetch_dataset,
+    fetch_earlier_metrics,
+    find_older_checkpoints,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Preparation:
+    """Fetches what one run needs. Raises PreparationError, or what the servers raise."""
+
+    def __init__(self, run: Assignment, store: Store, objects: ObjectStore, settings: TrainerSettings) -> None:
+        self._run = run
+        self._store = store
+        self._objects = objects
+        self._settings = settings
+
+    async def prepare(self, directory: Path, has_gpus: bool) -> RunSpec:
+        """Fill the run's directory and write its `run.json`. Repeatable."""
+        run, settings = self._run, self._settings
+        cache = (settings.home / "cache" / "bases").absolute()
+        base_dir = await fetch_base_bundle(self._store, self._objects, run.base_digest, cache)
+        train_file = await fetch_dataset(
+            self._store, self._objects, run.spec.training_file, run.training_sha256, directory / "train.jsonl"
+        )
+        validation_file = None
+        if run.spec.validation_file is not None:
+            validation_file = await fetch_dataset(
+                self._store, self._objects, run.spec.validation_file, run.validation_sha256, directory / "valid.jsonl"
+            )
+        spec = RunSpec(
+            job_id=run.claim.job_id,
+            attempt=run.claim.attempt,
+            base_dir=base_dir,
+            train_file=train_file,
+            validation_file=validation_file,
+            output_dir=directory / "out",
+            resume_from=await self._restore(directory),
+            seed=run.resolved.seed,
+            hyperparameters=child_hyperparameters(run.resolved),
+            checkpoint_every_steps=settings.checkpoint_every_steps,
+            num_threads=None if has_gpus else settings.threads_of(len(run.claim.slots)),
+            device="cuda" if has_gpus else "cpu",
+            stall_after_s=settings.stall_after_s,
+        )
+        (directory / RUN_FILE).write_text(spec.model_dump_json(indent=2))
+        return spec
+
+    async def _restore(self, directory: Path) -> Path | None:
+        """The newest checkpoint that is whole, or None: then the run starts at its first step."""
+        wanted = self._run.checkpoint
+        if wanted is None:
+            return None
+        problems = await self._try(wanted, directory)
+        if not problems:
+            return _directory_of(wanted, directory)
+        for older in await find_older_checkpoints(self._objects, self._run, wanted.step):
+            if not await self._try(older, directory):
+                await self._reject(wanted, problems, older)
+                return _directory_of(older, directory)
+        await self._reject(wanted, problems, None)
+        return None
+
+    async def _try(self, saved: CheckpointSaved, directory: Path) -> list[str]:
+        problems = await fetch_checkpoint(self._objects, saved, _directory_of(saved, directory))
+        if problems:
+            log.error("a checkpoint is refused", extra={"step": saved.step, "problems": problems})
+        else:
+            await fetch_earlier_metrics(self._objects, self._run, saved, directory / METRICS_FILE)
+        return problems
+
+    async def _reject(self, wanted: CheckpointSaved, problems: list[str], older: CheckpointSaved | None) -> None:
+        """Say so, and make the job's document name the one that is used: the broken one is not tried again."""
+        fact = CheckpointRejected(
+            step=wanted.step,
+            problem="; ".join(problems)[:500],
+            falls_back_to_step=None if older is None else older.step,
+        )
+        also = {"checkpoint": None if older is None else older.model_dump(mode="json")}
+        await self._store.state(self._run.claim, fact, op_id=f"CheckpointRejected/{wanted.step}", also=also)
+
+
+def _directory_of(saved: CheckpointSaved, directory: Path) -> Path:
+    return directory / f"checkpoint-{saved.attempt}-{saved.step}"

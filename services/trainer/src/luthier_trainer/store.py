@@ -1,0 +1,133 @@
+"""MongoDB as the trainer sees it: its node's document, the jobs placed on it, the usage ledger."""
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from luthier_common.contract.envelope import Actor
+from luthier_common.contract.events import Fact, NodeCapacityChanged, NodeJoined, NodeLeft
+from luthier_common.contract.lifecycle import HELD
+from luthier_common.contract.topics import Kind
+from luthier_common.journal.advance import Advanced, Outcome, advance, create
+from luthier_common.kit import ledger
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.mongo import AFTER, Database, Doc
+from luthier_trainer.domain import Claim
+from luthier_trainer.inventory import merge_slots
+
+ACTOR = Actor(room="trainer")
+_OWNED = {"org": "system", "project": "system", "owner": "system"}
+
+
+class Store:
+    """The only place of this room that touches collections."""
+
+    def __init__(self, db: Database, node: str) -> None:
+        self.db = db
+        self.node = node
+
+    async def join(self, device: str, slots: list[Doc]) -> None:
+        """State that this node is here with these slots; what is held in its document stays held."""
+        fact = NodeJoined(role="trainer", num_slots=len(slots), device=device)
+        fields: Doc = {**_OWNED, "slots": slots, "bases": [], "adapters": [], "draining": False, "renewed_at": None}
+        made = await create(self.db, fact, self.node, fields, actor=ACTOR)
+        if made.outcome is not Outcome.DUPLICATE:
+            return
+        known = (made.doc or {}).get("slots", [])
+        merged = merge_slots(slots, known)
+        facts: list[Fact] = [fact]
+        if len(merged) != len(known):
+            facts.append(NodeCapacityChanged(num_slots=len(merged), reason="the node joined with other slots"))
+        done = await advance(
+            self.db,
+            Kind.NODE,
+            self.node,
+            facts,
+            actor=ACTOR,
+            op_id=f"join/{secrets.token_hex(4)}",
+            match={"slots": known},
+            also={"slots": merged, "draining": False},
+        )
+        if not done.done:
+            raise TransientError(f"the node could not join: {done.outcome}")
+
+    async def renew(self) -> bool:
+        """Say in database time that this node lives; False when the database no longer counts it as live."""
+        found = await self.db["nodes"].update_one(
+            {"_id": self.node, "phase": "live"}, [{"$set": {"renewed_at": "$$NOW"}}]
+        )
+        return bool(found.matched_count)
+
+    async def leave(self) -> None:
+        """State an orderly stop."""
+        await advance(self.db, Kind.NODE, self.node, NodeLeft(), actor=ACTOR)
+
+    async def read_slots(self) -> tuple[list[Doc], datetime] | None:
+        """This node's slots and the database's time; None while the node is unknown."""
+        fields = {"slots": 1, "now": "$$NOW"}
+        found = await self.db["nodes"].aggregate([{"$match": {"_id": self.node}}, {"$project": fields}]).to_list(1)
+        return (found[0]["slots"], found[0]["now"]) if found else None
+
+    async def read_jobs(self, job_ids: Sequence[str]) -> dict[str, Doc]:
+        """Jobs by id, without their outboxes."""
+        found = self.db["jobs"].find({"_id": {"$in": list(job_ids)}}, {"outbox": 0})
+        return {job["_id"]: job async for job in found}
+
+    async def renew_lease(self, job_id: str, attempt: int) -> str | None:
+        """Renew a run's lease in database time; the reply is what is wanted, None when the attempt is over."""
+        lease = {"owner": {"$literal": self.node}, "renewed_at": "$$NOW"}
+        query = {"_id": job_id, "attempt": attempt, "phase": {"$in": list(HELD)}}
+        fields = {"wanted": 1}
+        seen: Doc | None = await self.db["jobs"].find_one_and_update(
+            query, [{"$set": {"lease": lease}}], projection=fields, return_document=AFTER
+        )
+        return None if seen is None else str(seen.get("wanted") or "run")
+
+    async def state(
+        self, claim: Claim, facts: Fact | Sequence[Fact], *, op_id: str | None = None, also: Doc | None = None
+    ) -> Advanced:
+        """State facts of a run; `op_id` is completed with the attempt."""
+        op = None if op_id is None else f"{claim.attempt}/{op_id}"
+        return await advance(
+            self.db, Kind.JOB, claim.job_id, facts, actor=ACTOR, attempt=claim.attempt, op_id=op, also=also
+        )
+
+    async def free(self, claim: Claim) -> None:
+        """Write the usage ledger, then free the slots. Done twice it changes nothing."""
+        job = await self.db["jobs"].find_one({"_id": claim.job_id}, {"org": 1, "project": 1})
+        row: dict[str, Any] = {
+            "job": claim.job_id,
+            "attempt": claim.attempt,
+            "node": self.node,
+            "slots": list(claim.slots),
+            "from": claim.claimed_at,
+            "org": (job or {}).get("org"),
+            "project": (job or {}).get("project"),
+        }
+        literals = {name: {"$literal": value} for name, value in row.items()}
+        key = f"{claim.job_id}/a{claim.attempt}/{self.node}"
+        await self.db["usage"].update_one(
+            {"_id": key}, [{"$set": {**literals, "to": {"$ifNull": ["$to", "$$NOW"]}}}], upsert=True
+        )
+        is_held = {
+            "$and": [{"$eq": ["$$slot.holder.job", claim.job_id]}, {"$eq": ["$$slot.holder.attempt", claim.attempt]}]
+        }
+        freed = {"$cond": [is_held, {"$mergeObjects": ["$$slot", {"holder": None}]}, "$$slot"]}
+        await self.db["nodes"].update_one(
+            {"_id": self.node}, [{"$set": {"slots": {"$map": {"input": "$slots", "as": "slot", "in": freed}}}}]
+        )
+
+    async def read_file(self, file_id: str) -> Doc | None:
+        """Where a file's bytes are and what they hash to."""
+        return await self.db["files"].find_one({"_id": file_id}, {"object_key": 1, "sha256": 1, "phase": 1})
+
+    async def read_base(self, digest: str) -> Doc | None:
+        """The catalogue's bundle with this digest, whatever name it goes by now."""
+        return await self.db["bases"].find_one({"digest": digest})
+
+    async def note_objects(self, key: str, sha256: str, num_bytes: int, claim: Claim, org: str, project: str) -> None:
+        """The ledger's row for a prefix of this run."""
+        await ledger.record(
+            self.db, key, sha256=sha256, num_bytes=num_bytes, org=org, project=project, reference=f"job/{claim.job_id}"
+        )

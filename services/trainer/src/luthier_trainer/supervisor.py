@@ -1,0 +1,129 @@
+"""The node: it joins, renews its document, and does for every claim on its slots what the claim calls for."""
+
+import asyncio
+import logging
+
+from luthier_common.contract.events import RunPaused
+from luthier_common.contract.reasons import FailureReason
+from luthier_common.kit import presence
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.mongo import Doc
+from luthier_common.kit.objects import ObjectStore
+from luthier_trainer.domain import Claim, RunKey, Verdict, assignment_of, claims_of, is_ours, judge, run_failed
+from luthier_trainer.executor import Executor
+from luthier_trainer.inventory import find_slots
+from luthier_trainer.run import Run
+from luthier_trainer.settings import TrainerSettings
+from luthier_trainer.store import Store
+from luthier_trainer.workplace import Workplace
+
+log = logging.getLogger(__name__)
+_LEAVE_MARGIN_S = 8.0
+
+
+class Supervisor:
+    """`look` is one round, made when woken and every few seconds; `renew` and `stop` frame it."""
+
+    def __init__(
+        self, store: Store, objects: ObjectStore, workplace: Workplace, executor: Executor, settings: TrainerSettings
+    ) -> None:
+        self._store = store
+        self._objects = objects
+        self._workplace = workplace
+        self._executor = executor
+        self._settings = settings
+        self._runs: dict[RunKey, tuple[Run, asyncio.Task[None]]] = {}
+        self._has_joined = False
+        self._is_stopping = False
+        self.wake = asyncio.Event()
+
+    async def renew(self) -> None:
+        """Say that the node lives; join first, and again after it was called lost."""
+        if self._is_stopping:
+            return
+        if not self._has_joined or not await self._store.renew():
+            await self._join()
+        await presence.announce(self._store.db, "trainer", self._store.node)
+
+    async def look(self) -> None:
+        """Compare the claims on this node's slots with the runs of this process."""
+        if self._is_stopping or not self._has_joined or (seen := await self._store.read_slots()) is None:
+            return
+        slots, now = seen
+        claims = claims_of(slots)
+        jobs = await self._store.read_jobs([claim.job_id for claim in claims])
+        for claim in claims:
+            job = jobs.get(claim.job_id)
+            if (held := self._runs.get(claim.key)) is not None:
+                if not is_ours(claim, job, self._store.node) or (job and job.get("wanted") == "pause"):
+                    held[0].poke()
+                continue
+            await self._act(claim, job, judge(claim, job, self._store.node, now, self._settings.lease_ttl_s), slots)
+
+    async def stop(self) -> None:
+        """Leave: no new runs; those at work save, go back to the queue and free their slots, within the budget."""
+        self._is_stopping = True
+        if self._has_joined:
+            await self._store.leave()
+        tasks = [task for _, task in self._runs.values()]
+        for run, _ in self._runs.values():
+            run.leave()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self._settings.pause_budget_s + _LEAVE_MARGIN_S)
+            for task in late:
+                task.cancel()
+        await presence.leave(self._store.db, "trainer", self._store.node)
+
+    async def _join(self) -> None:
+        if not self._has_joined:
+            await asyncio.to_thread(self._workplace.clear)
+        device, slots = await asyncio.to_thread(
+            find_slots, self._settings.trainer_device, self._settings.trainer_cpu_slots
+        )
+        await self._store.join(device, slots)
+        await self._store.renew()
+        log.info("the node has joined", extra={"device": device, "num_slots": len(slots)})
+        self._has_joined = True
+        self.wake.set()
+
+    async def _act(self, claim: Claim, job: Doc | None, verdict: Verdict, slots: list[Doc]) -> None:
+        match verdict:
+            case Verdict.WAIT:
+                return
+            case Verdict.START:
+                assert job is not None
+                self._start(claim, job, slots)
+                return
+            case Verdict.LOST:
+                fact = run_failed(FailureReason.NODE_RESTARTED)
+                await self._store.state(claim, fact, op_id=fact.type)
+            case Verdict.PAUSE:
+                step = ((job or {}).get("checkpoint") or {}).get("step")
+                await self._store.state(claim, RunPaused(step=step), op_id="RunPaused")
+            case Verdict.FREE:
+                pass
+        await failpoint("trainer.before_free")
+        log.info("slots are freed", extra={"job_id": claim.job_id, "attempt": claim.attempt, "verdict": verdict})
+        await self._store.free(claim)
+
+    def _start(self, claim: Claim, job: Doc, slots: list[Doc]) -> None:
+        gpus = tuple(slot["index"] for slot in slots if slot["index"] in claim.slots and slot.get("gpu") is not None)
+        # One process uses one GPU; several come with torchrun.
+        run = Run(
+            assignment_of(claim, job),
+            self._store,
+            self._objects,
+            self._workplace,
+            self._executor,
+            self._settings,
+            gpus[:1],
+        )
+        task = asyncio.create_task(run.execute(), name=f"run {claim.job_id} {claim.attempt}")
+        self._runs[claim.key] = (run, task)
+        task.add_done_callback(lambda done: self._ended(claim, done))
+
+    def _ended(self, claim: Claim, task: asyncio.Task[None]) -> None:
+        self._runs.pop(claim.key, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a run broke off", exc_info=error, extra={"job_id": claim.job_id, "attempt": claim.attempt})
+        self.wake.set()

@@ -1,0 +1,118 @@
+"""A trainer node over a real database and a directory of objects, with a tiny base in the catalogue."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import SecretStr
+
+from builders.jobs import ACTOR, OWNED, JobStory, make_resolved, make_spec
+from luthier_common.contract import events as f
+from luthier_common.journal.advance import create
+from luthier_common.kit.mongo import Database
+from luthier_common.kit.objects import ObjectStore
+from luthier_trainer.executor import LocalExecutor
+from luthier_trainer.settings import TrainerSettings
+from luthier_trainer.store import Store
+from luthier_trainer.supervisor import Supervisor
+from luthier_trainer.workplace import Workplace
+
+NODE = "node-1"
+
+
+class World(NamedTuple):
+    """What a test of the node touches."""
+
+    db: Database
+    objects: ObjectStore
+    root: Path
+    base_digest: str
+
+    def settings(self, **changes: Any) -> TrainerSettings:
+        values: dict[str, Any] = {
+            "home": self.root / "home",
+            "mongo_url": "mongodb://unused",
+            "kafka_url": "unused",
+            "objects_url": f"file://{self.root / 'objects'}",
+            "internal_token": SecretStr(""),
+            "trainer_node": NODE,
+            "trainer_device": "cpu",
+            "renew_s": 0.3,
+            "steps_every_s": 0.2,
+            "lease_ttl_s": 2.0,
+        }
+        return TrainerSettings(**(values | changes))
+
+    def supervisor(self, **changes: Any) -> Supervisor:
+        settings = self.settings(**changes)
+        workplace = Workplace(settings.home, NODE)
+        settings.home.mkdir(parents=True, exist_ok=True)
+        return Supervisor(Store(self.db, NODE), self.objects, workplace, LocalExecutor(), settings)
+
+    async def add_file(self, file_id: str, path: Path) -> None:
+        content = path.read_bytes()
+        key = f"org-default/proj-default/files/{file_id}"
+        await self.objects.put(key, content)
+        fact = f.FileUploaded(
+            filename=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), purpose="fine-tune",
+            object_key=key,
+        )  # fmt: skip
+        await create(self.db, fact, file_id, {**OWNED, **fact.model_dump(mode="json")}, actor=ACTOR)
+
+    async def job(self, **asked: Any) -> JobStory:
+        """A job that waits for slots."""
+        spec = make_spec(**({"validation_file": "file-validation"} | asked))
+        story = await JobStory.created(self.db, spec=spec)
+        await story.tell(f.DataAccepted(num_examples=18, num_tokens=900), op_id="accept")
+        return story
+
+    async def place(self, story: JobStory, attempt: int = 1, **resolved: Any) -> None:
+        """What the scheduler does: claim, then state."""
+        await self.claim(story.id, attempt)
+        done = await story.tell(
+            f.JobPlaced(
+                attempt=attempt,
+                members=(f.Member(node=NODE, slots=(0,)),),
+                resolved=make_resolved(**resolved),
+                base_digest=self.base_digest,
+            )
+        )
+        assert done.applied, done.outcome
+
+    async def claim(self, job_id: str, attempt: int) -> None:
+        holder = {"job": job_id, "attempt": attempt, "claim": "c", "claimed_at": "$$NOW"}
+        taken = await self.db["nodes"].update_one(
+            {"_id": NODE, "phase": "live", "slots": {"$elemMatch": {"index": 0, "holder": None}}},
+            [{"$set": {"slots": [{"index": 0, "gpu": None, "holder": holder}]}}],
+        )
+        assert taken.matched_count == 1
+
+    async def holder(self) -> dict[str, Any] | None:
+        node = await self.db["nodes"].find_one({"_id": NODE})
+        assert node is not None
+        holder: dict[str, Any] | None = node["slots"][0]["holder"]
+        return holder
+
+    async def facts(self, job_id: str) -> list[dict[str, Any]]:
+        doc = await self.db["jobs"].find_one({"_id": job_id})
+        assert doc is not None
+        return list(doc["outbox"])
+
+    async def add_base(self) -> None:
+        """Put the tiny base that lies in `root/base` into store and catalogue."""
+        base, key = self.root / "base", f"bases/{self.base_digest}/"
+        for path in base.iterdir():
+            await self.objects.upload(path, key + path.name)
+        manifest = (base / "bundle.json").read_bytes()
+        own = {"name": "bundle.json", "bytes": len(manifest), "sha256": hashlib.sha256(manifest).hexdigest()}
+        entry = {
+            "_id": "tiny",
+            "name": "tiny",
+            "digest": self.base_digest,
+            "key": key,
+            "files": [*json.loads(manifest)["files"], own],
+            "aliases": [],
+            "context_length": 256,
+        }
+        await self.db["bases"].insert_one(entry)

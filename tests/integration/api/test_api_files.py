@@ -1,0 +1,124 @@
+"""Files as the openai SDK, curl and careless clients send and read them."""
+
+import asyncio
+import hashlib
+
+import openai
+import pytest
+
+from integration.api.conftest import Api
+
+LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
+
+
+async def test_a_file_comes_back_byte_for_byte_with_its_bom(api: Api) -> None:
+    content = b"\xef\xbb\xbf" + LINE * 3000
+    sdk = api.sdk()
+    made = await sdk.files.create(file=("träin.jsonl", content), purpose="fine-tune")
+    assert (made.object, made.filename, made.bytes, made.purpose) == ("file", "träin.jsonl", len(content), "fine-tune")
+    assert made.status == "uploaded"
+    assert made.sha256 == hashlib.sha256(content).hexdigest()  # type: ignore[attr-defined]
+    assert (await sdk.files.retrieve(made.id)).id == made.id
+    assert (await sdk.files.content(made.id)).content == content
+
+
+async def test_the_parts_may_come_in_any_order(api: Api) -> None:
+    body = (
+        b'--XX\r\nContent-Disposition: form-data; name="file"; filename="../../etc/a\xe2\x80\xae.jsonl"\r\n'
+        b"Content-Type: application/pdf\r\n\r\n" + LINE + b"\r\n"
+        b'--XX\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--XX--\r\n'
+    )
+    async with api.http() as http:
+        answer = await http.post(
+            "/v1/files", content=body, headers={"content-type": "multipart/form-data; boundary=XX"}
+        )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["filename"] == "a.jsonl"
+    assert answer.json()["bytes"] == len(LINE)
+
+
+async def test_expiry_is_stored(api: Api) -> None:
+    made = await api.sdk().files.create(
+        file=("a.jsonl", LINE), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert made.expires_at is not None
+    assert abs(made.expires_at - made.created_at - 3600) <= 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"purpose": "nonsense"}, "purpose"),
+        ({}, "purpose"),
+        ({"purpose": "fine-tune", "extra": "1"}, "extra"),
+        ({"purpose": "fine-tune", "expires_after[seconds]": "3600"}, "expires_after.anchor"),
+        (
+            {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "1"},
+            "expires_after.seconds",
+        ),
+    ],
+)
+async def test_wrong_fields_are_refused_by_name_and_leave_nothing(api: Api, fields: dict[str, str], param: str) -> None:
+    before = await api.db["objects"].count_documents({})
+    async with api.http() as http:
+        answer = await http.post("/v1/files", data=fields, files={"file": ("a.jsonl", LINE)})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert await api.db["objects"].count_documents({}) == before
+
+
+async def test_no_file_too_large_a_file_and_no_form(api: Api) -> None:
+    async with api.http() as http:
+        no_file = await http.post("/v1/files", files={"purpose": (None, b"fine-tune")})
+        too_large = await http.post(
+            "/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a.jsonl", b"x" * 3_100_000)}
+        )
+        no_form = await http.post("/v1/files", json={"file": "x"})
+        cut = await http.post(
+            "/v1/files",
+            content=b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc',
+            headers={"content-type": "multipart/form-data; boundary=XX"},
+        )
+        long_text = await http.post("/v1/files", data={"purpose": "x" * 5000}, files={"file": ("a.jsonl", LINE)})
+    assert (no_file.status_code, no_file.json()["error"]["param"]) == (400, "file")
+    assert (too_large.status_code, too_large.json()["error"]["code"]) == (413, "request_too_large")
+    assert (no_form.status_code, no_form.json()["error"]["code"]) == (400, "invalid_multipart")
+    assert (cut.status_code, cut.json()["error"]["code"]) == (400, "invalid_multipart")
+    assert (long_text.status_code, long_text.json()["error"]["param"]) == (413, "purpose")
+
+
+async def test_lists_are_paged_and_a_deleted_file_still_is_a_cursor(api: Api) -> None:
+    key = await api.new_key("admin", project="proj-paging")
+    sdk = api.sdk(key)
+    made = [await sdk.files.create(file=(f"{n}.jsonl", LINE), purpose="fine-tune") for n in range(5)]
+    await sdk.files.create(file=("other.bin", b"x"), purpose="user_data")
+    newest_first = [file.id async for file in sdk.files.list(purpose="fine-tune", limit=2)]
+    assert newest_first == [file.id for file in reversed(made)]
+    assert [f.id async for f in sdk.files.list(purpose="fine-tune", limit=2, order="asc")] == [f.id for f in made]
+    deleted = await sdk.files.delete(made[2].id)
+    assert (deleted.id, deleted.deleted, deleted.object) == (made[2].id, True, "file")
+    rest = await sdk.files.list(purpose="fine-tune", after=made[2].id)
+    assert [file.id for file in rest.data] == [made[1].id, made[0].id]
+    with pytest.raises(openai.NotFoundError):
+        await sdk.files.retrieve(made[2].id)
+    with pytest.raises(openai.NotFoundError):
+        await sdk.files.content(made[2].id)
+
+
+async def test_a_deleted_files_bytes_stay_while_a_job_refers_to_them(api: Api) -> None:
+    key = await api.new_key("admin", project="proj-ledger")
+    sdk = api.sdk(key)
+    file = await sdk.files.create(file=("a.jsonl", LINE), purpose="fine-tune")
+    job = await sdk.fine_tuning.jobs.create(model="tiny-base", training_file=file.id)
+    await sdk.files.delete(file.id)
+    row = await api.db["objects"].find_one({"_id": f"org-default/proj-ledger/files/{file.id}"})
+    assert row is not None
+    assert row["references"] == [f"job/{job.id}"]
+
+
+async def test_many_uploads_at_a_time(api: Api) -> None:
+    sdk = api.sdk()
+    made = await asyncio.gather(
+        *(sdk.files.create(file=("a.jsonl", LINE * n), purpose="fine-tune") for n in range(1, 13))
+    )
+    assert len({file.id for file in made}) == 12

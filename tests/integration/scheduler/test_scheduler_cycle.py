@@ -1,0 +1,307 @@
+"""What becomes of waiting and running jobs, as their documents and events show it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pymongo.errors import ConnectionFailure
+
+from builders.jobs import JobStory, make_blob, make_spec
+from luthier_common.contract import events as f
+from luthier_common.kit.mongo import Database, Doc
+from luthier_scheduler.cycle import Cycle
+from luthier_scheduler.leader import Leader
+
+MakeCycle = Callable[..., Cycle]
+Join = Callable[..., Any]
+
+
+async def pass_ttl(cycle: Cycle, clock: Any, *, seconds: float = 3.0) -> None:
+    """Look as often as a scheduler would until a TTL is over."""
+    await cycle.run()
+    for _ in range(int(seconds)):
+        clock.now_s += 1.0
+        await cycle.run()
+
+
+async def holders(db: Database) -> list[Doc]:
+    return [slot["holder"] async for node in db["nodes"].find() for slot in node["slots"] if slot["holder"]]
+
+
+async def free_all(db: Database) -> None:
+    """What supervisors do when their children are gone."""
+    await db["nodes"].update_many({}, {"$set": {"slots.$[].holder": None}})
+
+
+async def revive_node(db: Database) -> None:
+    """The node is heard again; its renewal is another value than before."""
+    await db["nodes"].update_one({"_id": "node-1"}, {"$set": {"phase": "live"}, "$currentDate": {"renewed_at": True}})
+    await asyncio.sleep(0.002)
+
+
+async def checkpoint_at(job: JobStory, step: int, attempt: int) -> None:
+    saved = f.CheckpointSaved(step=step, attempt=attempt, blob=make_blob())
+    assert (await job.tell(saved, attempt=attempt)).applied
+
+
+async def renew_run(db: Database, job: JobStory) -> None:
+    renewed: list[Doc] = [{"$set": {"lease": {"owner": "node-1", "renewed_at": "$$NOW"}}}]
+    await db["jobs"].update_one({"_id": job.id}, renewed)
+    await asyncio.sleep(0.002)  # the database's clock counts milliseconds
+
+
+async def test_a_job_is_placed_with_everything_pinned(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str
+) -> None:
+    await join("node-1", 2)
+    job = await (await JobStory.created(db)).accepted(num_examples=200)
+    await make_cycle().run()
+    doc = await job.doc()
+    assert (doc["phase"], doc["attempt"], doc["status"]) == ("placed", 1, "queued")
+    assert doc["members"] == [{"node": "node-1", "slots": [0], "rank": 0}]
+    assert doc["base_digest"] == "d" * 64
+    assert (doc["resolved"]["n_epochs"], doc["resolved"]["total_steps"], doc["resolved"]["context_length"]) == (
+        3,
+        600,
+        256,
+    )
+    (holder,) = await holders(db)
+    assert (holder["job"], holder["attempt"]) == (job.id, 1)
+    assert holder["claimed_at"] is not None
+
+
+async def test_who_waits_is_told_why_and_where_in_the_queue(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any
+) -> None:
+    jobs = [await (await JobStory.created(db)).accepted() for _ in range(3)]
+    cycle = make_cycle()
+    await cycle.run()
+    assert [(await job.doc())["queue"]["reason"] for job in jobs] == ["no_nodes"] * 3
+    await join("node-1")
+    await cycle.run()
+    clock.now_s += 1
+    await cycle.run()
+    first, second, third = [await job.doc() for job in jobs]
+    assert first["phase"] == "placed"
+    assert first["queue"] is None
+    assert (second["queue"]["position"], second["queue"]["num_ahead"]) == (1, 0)
+    assert (third["queue"]["position"], third["queue"]["num_ahead"]) == (2, 1)
+    assert third["queue"]["reason"] == "no_free_slots"
+    seq = third["seq"]
+    clock.now_s += 1
+    await cycle.run()
+    assert (await jobs[2].doc())["seq"] == seq, "an unchanged reason is no fact"
+
+
+async def test_many_schedulers_at_once_place_each_job_once_and_share_no_slot(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str
+) -> None:
+    for number in range(4):
+        await join(f"node-{number}", 3)
+    jobs = [
+        await (await JobStory.created(db, spec=make_spec(resources={"num_slots": 1 + number % 2}))).accepted()
+        for number in range(10)
+    ]
+    cycles = [make_cycle() for _ in range(4)]
+    for _ in range(4):
+        await asyncio.gather(*(cycle.run() for cycle in cycles))
+    docs = [await job.doc() for job in jobs]
+    placed = [doc for doc in docs if doc["phase"] == "placed"]
+    assert [entry["type"] for doc in placed for entry in doc["outbox"]].count("JobPlaced") == len(placed)
+    assert all(doc["attempt"] == 1 for doc in placed)
+    named = [(member["node"], slot) for doc in placed for member in doc["members"] for slot in member["slots"]]
+    assert len(named) == len(set(named)), "two jobs were given one slot"
+    held = Counter(holder["job"] for holder in await holders(db))
+    assert held == {doc["_id"]: doc["spec"]["resources"]["num_slots"] for doc in placed}
+    assert len(named) >= 11, "at most one slot of twelve may be left over"
+
+
+async def test_a_lost_run_goes_on_from_its_checkpoint_as_the_next_attempt(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    cycle = make_cycle()
+    await cycle.run()
+    await job.started()
+    await checkpoint_at(job, 3, 1)
+    await renew_run(db, job)
+    first = await job.doc()
+    await pass_ttl(cycle, clock)
+    lost = await job.doc()
+    assert (lost["phase"], lost["strikes"]) == ("waiting", 1)
+    await free_all(db)
+    await join("node-2")
+    await cycle.run()
+    again = await job.doc()
+    assert (again["phase"], again["attempt"]) == ("placed", 2)
+    assert again["resolved"] == first["resolved"]
+    (placed,) = [entry for entry in again["outbox"] if entry["type"] == "JobPlaced" and entry["data"]["attempt"] == 2]
+    assert placed["data"]["resumes_from_step"] == 3
+
+
+async def test_a_run_that_renews_is_never_lost(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    cycle = make_cycle()
+    await cycle.run()
+    await job.started()
+    for _ in range(4):
+        await renew_run(db, job)
+        await pass_ttl(cycle, clock, seconds=2.0)
+    assert (await job.doc())["phase"] == "training"
+
+
+async def test_a_run_that_nobody_ever_took_up_is_lost_too(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    cycle = make_cycle()
+    await cycle.run()
+    await pass_ttl(cycle, clock)
+    doc = await job.doc()
+    assert (doc["phase"], doc["attempt"], doc["strikes"]) == ("waiting", 1, 1)
+
+
+async def test_a_lost_run_that_was_pausing_is_paused(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    cycle = make_cycle()
+    await cycle.run()
+    await job.started()
+    await job.tell(f.PauseRequested(), op_id="pause")
+    await pass_ttl(cycle, clock)
+    assert (await job.doc())["phase"] == "paused"
+
+
+async def test_three_strikes_fail_a_job(db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    cycle = make_cycle()
+    for _ in range(3):
+        await revive_node(db)
+        await cycle.run()
+        await pass_ttl(cycle, clock)
+        await free_all(db)
+    await cycle.run()
+    doc = await job.doc()
+    assert (doc["phase"], doc["attempt"], doc["error"]["code"]) == ("failed", 3, "attempts_exhausted")
+
+
+async def test_a_new_checkpoint_wipes_the_strikes(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    cycle = make_cycle()
+    for attempt in range(1, 5):
+        await revive_node(db)
+        await cycle.run()
+        await job.started(attempt)
+        await checkpoint_at(job, attempt, attempt)
+        await pass_ttl(cycle, clock)
+        await free_all(db)
+    doc = await job.doc()
+    assert doc["status"] == "queued"
+    assert doc["attempt"] == 4
+
+
+async def test_an_outage_of_the_database_is_not_silence(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    cycle = make_cycle()
+    await cycle.run()
+    await job.started()
+    await pass_ttl(cycle, clock, seconds=2.0)
+
+    async def no_answer() -> None:
+        raise ConnectionFailure("the database is away")
+
+    monkeypatch.setattr(cycle._store, "read_snapshot", no_answer)
+    clock.now_s += 1.0
+    with pytest.raises(ConnectionFailure):
+        await cycle.run()
+    monkeypatch.undo()
+    clock.now_s += 1.0
+    await pass_ttl(cycle, clock, seconds=2.0)
+    assert (await job.doc())["phase"] == "training"
+    clock.now_s += 1.0
+    await cycle.run()
+    assert (await job.doc())["phase"] == "waiting"
+
+
+async def test_a_silent_node_is_lost_and_gets_no_jobs(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any
+) -> None:
+    await join("node-1")
+    cycle = make_cycle()
+    await pass_ttl(cycle, clock)
+    node = await db["nodes"].find_one({"_id": "node-1"})
+    assert node is not None
+    assert node["phase"] == "lost"
+    job = await (await JobStory.created(db)).accepted()
+    await cycle.run()
+    assert (await job.doc())["queue"]["reason"] == "no_nodes"
+
+
+async def test_a_draining_node_gets_no_jobs(db: Database, make_cycle: MakeCycle, join: Join, base: str) -> None:
+    await join("node-1")
+    await db["nodes"].update_one({"_id": "node-1"}, {"$set": {"draining": True}})
+    job = await (await JobStory.created(db)).accepted()
+    await make_cycle().run()
+    assert (await job.doc())["phase"] == "waiting"
+
+
+async def test_a_job_whose_base_vanished_fails_and_holds_no_slot(
+    db: Database, make_cycle: MakeCycle, join: Join
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    await make_cycle().run()
+    doc = await job.doc()
+    assert (doc["phase"], doc["error"]["code"]) == ("failed", "base_missing")
+    assert await holders(db) == []
+
+
+async def test_a_placement_that_died_half_way_is_finished_with_the_same_slots(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str
+) -> None:
+    await join("node-1")
+    await join("node-2")
+    job = await (await JobStory.created(db)).accepted()
+    claim = {"job": job.id, "attempt": 1, "claim": "x", "claimed_at": None}
+    await db["nodes"].update_one({"_id": "node-2"}, {"$set": {"slots.0.holder": claim}})
+    await make_cycle().run()
+    assert (await job.doc())["members"][0]["node"] == "node-2"
+    assert len(await holders(db)) == 1
+
+
+async def test_a_standby_takes_over_when_the_active_one_is_silent(db: Database, clock: Any) -> None:
+    first, second = Leader(db, clock, "a", 0.3), Leader(db, clock, "b", 0.3)
+    assert await first.renew()
+    assert not await second.renew()
+    assert first.is_active
+    assert not second.is_active
+    async with asyncio.timeout(5):
+        while not await second.renew():
+            await asyncio.sleep(0.05)
+    clock.now_s += 0.3
+    assert not first.is_active
+    assert not await first.renew()
+
+
+async def test_an_active_one_that_ends_in_order_is_followed_at_once(db: Database, clock: Any) -> None:
+    first, second = Leader(db, clock, "a", 60.0), Leader(db, clock, "b", 60.0)
+    async with first.resigning():
+        assert await first.renew()
+        assert not await second.renew()
+    assert await second.renew()

@@ -1,0 +1,258 @@
+"""A node with real children: what a placed job becomes, and what is left when something dies."""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders.jobs import JobStory
+from builders.trainer_node import NODE, World
+from builders.waiting import until
+from luthier_common.contract import events as f
+from luthier_trainer.checkpoints import verify
+from luthier_trainer.supervisor import Supervisor
+
+LONG = {"n_epochs": 20, "total_steps": 2000}
+"""Of the long file: 100 steps an epoch."""
+pytestmark = pytest.mark.timeout(180)
+
+
+@asynccontextmanager
+async def working(supervisor: Supervisor) -> AsyncIterator[Supervisor]:
+    """The node's loops, as the room runs them."""
+
+    async def loop() -> None:
+        while True:
+            await supervisor.renew()
+            await supervisor.look()
+            await asyncio.sleep(0.1)
+
+    await supervisor.renew()
+    task = asyncio.create_task(loop())
+    try:
+        yield supervisor
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await supervisor.stop()
+
+
+async def reach(story: JobStory, phase: str) -> dict[str, Any]:
+    async def seen() -> dict[str, Any] | None:
+        doc = await story.doc()
+        return doc if doc["phase"] == phase else None
+
+    return await until(seen, within_s=60, what=phase)
+
+
+async def steps_made(story: JobStory, number: int) -> dict[str, Any]:
+    async def seen() -> dict[str, Any] | None:
+        doc = await story.doc()
+        return doc if doc["last_step"] >= number else None
+
+    return await until(seen, within_s=60, what=f"step {number}")
+
+
+async def freed(world: World) -> None:
+    async def seen() -> bool:
+        return await world.holder() is None
+
+    await until(seen, within_s=30, what="free slots")
+
+
+async def fetch(world: World, blob: dict[str, Any], target: Path) -> Path:
+    target.mkdir()
+    async for info in world.objects.list(blob["key"]):
+        await world.objects.download(info.key, target / info.key.removeprefix(blob["key"]))
+    return target
+
+
+async def test_a_placed_job_becomes_an_artifact_and_its_slots_are_free_again(world: World, tmp_path: Path) -> None:
+    async with working(world.supervisor()):
+        story = await world.job()
+        await world.place(story, total_steps=10)
+        doc = await reach(story, "trained")
+        await freed(world)
+    facts = await world.facts(story.id)
+    types = [fact["type"] for fact in facts if fact["type"] != "StepCompleted"]
+    assert types[types.index("RunStarted") :] == [
+        "RunStarted",
+        "ValidationCompleted",
+        "ValidationCompleted",
+        "CheckpointSaved",
+        "ValidationCompleted",
+        "CheckpointSaved",
+        "RunFinished",
+    ]
+    assert [fact["data"]["step"] for fact in facts if fact["type"] == "StepCompleted"] == list(range(1, 11))
+    artifact = await fetch(world, doc["finished"]["artifact"], tmp_path / "artifact")
+    assert verify(artifact) == []
+    manifest = (artifact / "manifest.json").read_bytes()
+    assert hashlib.sha256(manifest).hexdigest() == doc["finished"]["artifact"]["manifest_sha256"]
+    assert {"adapter_model.safetensors", "golden.json"} <= {path.name for path in artifact.iterdir()}
+    assert doc["finished"]["valid_loss"] == doc["last_validation"]["full_valid_loss"]
+    series = [json.loads(line) for line in (await world.objects.read(doc["finished"]["metrics_key"])).splitlines()]
+    assert [line["step"] for line in series if line["kind"] == "step"] == list(range(1, 11))
+    usage = await world.db["usage"].find({}).to_list(None)
+    assert [(row["job"], row["attempt"], row["slots"], row["from"] < row["to"]) for row in usage] == [
+        (story.id, 1, [0], True)
+    ]
+    assert not list((tmp_path / "home" / "trainer" / NODE).glob("ftjob-*"))
+
+
+async def test_a_paused_run_goes_on_from_its_checkpoint(world: World, tmp_path: Path) -> None:
+    async with working(world.supervisor()):
+        story = await world.job(training_file="file-long")
+        await world.place(story, **LONG)
+        await steps_made(story, 3)
+        await story.tell(f.PauseRequested(), op_id="pause")
+        paused = await reach(story, "paused")
+        await freed(world)
+        assert paused["checkpoint"]["step"] == paused["last_step"] < 2000
+        assert verify(await fetch(world, paused["checkpoint"]["blob"], tmp_path / "checkpoint")) == []
+        await story.tell(f.JobResumed(), op_id="resume")
+        await world.place(story, attempt=2, n_epochs=1 + paused["last_step"] // 100, total_steps=2000)
+        done = await reach(story, "trained")
+    assert done["finished"]["artifact"]["key"].endswith("/a2/artifact/")
+    told = [fact for fact in await world.facts(story.id) if fact["type"] == "RunStarted"]
+    assert [fact["data"]["resumed_from_step"] for fact in told] == [None, paused["last_step"]]
+    series = [json.loads(line) for line in (await world.objects.read(done["finished"]["metrics_key"])).splitlines()]
+    steps = [line["step"] for line in series if line["kind"] == "step"]
+    assert steps == list(range(1, done["finished"]["step"] + 1))
+
+
+async def test_a_broken_checkpoint_is_refused_and_an_older_one_used(world: World) -> None:
+    async with working(world.supervisor(checkpoint_every_steps=10)):
+        story = await world.job(training_file="file-long")
+        await world.place(story, **LONG)
+        await steps_made(story, 12)
+        await story.tell(f.PauseRequested(), op_id="pause")
+        paused = await reach(story, "paused")
+        await freed(world)
+        key = paused["checkpoint"]["blob"]["key"]
+        await world.objects.put(key + "optimizer.pt", b"not what was saved")
+        await story.tell(f.JobResumed(), op_id="resume")
+        await world.place(story, attempt=2, n_epochs=1 + paused["last_step"] // 100, total_steps=2000)
+        await reach(story, "trained")
+    facts = await world.facts(story.id)
+    (rejected,) = [fact["data"] for fact in facts if fact["type"] == "CheckpointRejected"]
+    assert rejected["step"] == paused["last_step"]
+    assert rejected["falls_back_to_step"] is not None
+    assert rejected["falls_back_to_step"] % 10 == 0
+    (_, second) = [fact["data"] for fact in facts if fact["type"] == "RunStarted"]
+    assert second["resumed_from_step"] == rejected["falls_back_to_step"]
+
+
+async def test_a_cancelled_run_ends_at_once_and_says_no_more(world: World) -> None:
+    async with working(world.supervisor()) as supervisor:
+        story = await world.job(training_file="file-long")
+        await world.place(story, **LONG)
+        await steps_made(story, 2)
+        (run, _) = next(iter(supervisor._runs.values()))
+        await story.tell(f.JobCancelled(), op_id="cancel")
+        await freed(world)
+    assert run._child is not None
+    assert await run._child.wait() == -signal.SIGKILL
+    assert (await world.facts(story.id))[-1]["type"] == "JobCancelled"
+    assert (await story.doc())["phase"] == "cancelled"
+
+
+async def test_a_stopped_node_sends_its_run_back_with_a_checkpoint(world: World) -> None:
+    async with working(world.supervisor()):
+        story = await world.job(training_file="file-long")
+        await world.place(story, **LONG)
+        await steps_made(story, 2)
+    doc = await story.doc()
+    assert doc["phase"] == "waiting"
+    assert doc["checkpoint"]["step"] == doc["last_step"]
+    assert await world.holder() is None
+    node = await world.db["nodes"].find_one({"_id": NODE})
+    assert node is not None
+    assert node["phase"] == "left"
+
+
+async def test_a_run_that_the_job_does_not_name_is_not_started_and_its_claim_freed(world: World) -> None:
+    async with working(world.supervisor()) as supervisor:
+        story = await world.job()
+        await world.claim(story.id, 1)
+        await freed(world)
+        assert not supervisor._runs
+    assert (await story.doc())["phase"] == "waiting"
+
+
+async def test_data_that_teaches_nothing_fails_the_job_with_a_reason(world: World, tmp_path: Path) -> None:
+    (tmp_path / "mute.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello"}]}\n')
+    await world.db["files"].delete_one({"_id": "file-training"})
+    await world.add_file("file-training", tmp_path / "mute.jsonl")
+    async with working(world.supervisor()):
+        story = await world.job()
+        await world.place(story)
+        doc = await reach(story, "failed")
+        await freed(world)
+    assert (doc["error"]["code"], doc["error"]["owner"]) == ("nothing_to_learn", "user")
+
+
+async def start_service(world: World, mongo_url: str) -> asyncio.subprocess.Process:
+    settings = world.settings()
+    environment = {
+        **os.environ,
+        "LUTHIER_HOME": str(settings.home),
+        "LUTHIER_MONGO_URL": mongo_url,
+        "LUTHIER_MONGO_DATABASE": world.db.name,
+        "LUTHIER_KAFKA_URL": "127.0.0.1:1",
+        "LUTHIER_OBJECTS_URL": settings.objects_url,
+        "LUTHIER_TRAINER_NODE": NODE,
+        "LUTHIER_TRAINER_DEVICE": "cpu",
+        "LUTHIER_RENEW_S": "0.5",
+        "LUTHIER_STEPS_EVERY_S": "0.2",
+        "LUTHIER_CHECKPOINT_EVERY_STEPS": "5",
+    }
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "luthier_trainer", env=environment)
+
+
+async def is_live(world: World) -> bool:
+    return await world.db["nodes"].find_one({"_id": NODE, "phase": "live"}) is not None
+
+
+async def test_a_killed_service_takes_its_child_along_and_its_successor_says_what_was_lost(
+    world: World, mongo_url: str
+) -> None:
+    first = await start_service(world, mongo_url)
+    await until(lambda: is_live(world), within_s=30)
+    story = await world.job(training_file="file-long")
+    await world.place(story, **LONG)
+    await steps_made(story, 6)
+
+    async def has_checkpoint() -> bool:
+        return (await story.doc()).get("checkpoint") is not None
+
+    await until(has_checkpoint, within_s=30)
+    pid = int(next((world.root / "home" / "trainer" / NODE).glob("*/child.pid")).read_text())
+    first.kill()
+    await first.wait()
+
+    async def is_gone() -> bool:
+        return not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+
+    await until(is_gone, within_s=10)
+    second = await start_service(world, mongo_url)
+    doc = await reach(story, "waiting")
+    await freed(world)
+    lost = [fact["data"] for fact in await world.facts(story.id) if fact["type"] == "RunFailed"]
+    assert [fact["problem"]["code"] for fact in lost] == ["node_restarted"]
+    assert doc["checkpoint"]["step"] >= 5
+    await world.place(story, attempt=2, n_epochs=1 + doc["last_step"] // 100, total_steps=2000)
+    done = await reach(story, "trained")
+    told = [fact["data"]["step"] for fact in await world.facts(story.id) if fact["type"] == "StepCompleted"]
+    assert told == sorted(set(told))
+    assert done["finished"]["step"] == told[-1]
+    second.terminate()
+    assert await second.wait() == 0

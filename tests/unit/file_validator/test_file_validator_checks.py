@@ -1,0 +1,47 @@
+"""Lines to a report, with tokens and without."""
+
+import json
+from typing import Any
+
+import pytest
+
+from builders.bases import chat_row, make_tiny_base
+from luthier_datachecks import Limits
+from luthier_file_validator.checks import examine
+from luthier_text import TextBundle, TrainRow
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> TextBundle:
+    return TextBundle.load(make_tiny_base(tmp_path_factory.mktemp("base")))
+
+
+def lines(*rows: Any) -> list[bytes]:
+    return [(row if isinstance(row, str) else json.dumps(row)).encode() + b"\n" for row in rows]
+
+
+def test_every_bad_line_is_in_the_report_and_no_content_is() -> None:
+    report = examine(lines(chat_row("a", "b"), "{secret", chat_row("c", "d"), {"messages": []}), Limits(min_examples=1))
+    assert [(found.line, found.code) for found in report.findings] == [(2, "invalid_json"), (4, "empty_messages_list")]
+    assert (report.num_examples, report.num_errors, report.num_bad_lines) == (2, 2, 2)
+    assert "secret" not in str(report)
+    assert report.num_tokens is None
+
+
+def test_tokens_are_those_that_are_trained(bundle: TextBundle) -> None:
+    rows = [chat_row("Where is parcel 1?", "On its way."), chat_row("Hello", "Thank you")]
+    report = examine(lines(*rows), Limits(min_examples=1), bundle=bundle, max_length=256)
+    made = [bundle.train_row(row) for row in rows]
+    assert all(isinstance(row, TrainRow) for row in made)
+    assert report.num_tokens == sum(len(row.input_ids) for row in made if isinstance(row, TrainRow))
+    assert report.num_trained_tokens == sum(row.num_trained for row in made if isinstance(row, TrainRow))
+    counted = examine(lines(*rows), Limits(min_examples=1), bundle=bundle)
+    assert counted.num_tokens == report.num_tokens
+    assert counted.num_trained_tokens is None
+
+
+def test_a_row_too_long_for_the_job_is_named(bundle: TextBundle) -> None:
+    rows = [chat_row("a", "b"), chat_row("a", "long " * 200)]
+    report = examine(lines(*rows), Limits(min_examples=1), bundle=bundle, max_length=64)
+    assert [(found.line, found.code, found.severity) for found in report.findings] == [(2, "row_too_long", "error")]
+    assert examine(lines(*rows), Limits(min_examples=1), bundle=bundle).num_errors == 0

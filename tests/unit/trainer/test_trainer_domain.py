@@ -1,0 +1,86 @@
+"""What a claim on a node's slots calls for."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from luthier_common.contract.reasons import FailureReason
+from luthier_trainer.domain import Claim, Verdict, claims_of, failure_of, is_ours, judge, run_failed, thin
+from luthier_trainer.inventory import merge_slots
+from luthier_trainer.protocol import Failed, Step
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+CLAIM = Claim("ftjob-1", 2, (0,), NOW - timedelta(seconds=5))
+OLD = Claim("ftjob-1", 2, (0,), NOW - timedelta(seconds=60))
+
+
+def make_job(**changes: Any) -> dict[str, Any]:
+    job = {
+        "phase": "placed", "attempt": 2, "wanted": "run", "lease": None,
+        "members": [{"node": "n1", "slots": [0], "rank": 0}],
+    }  # fmt: skip
+    return {**job, **changes}
+
+
+@pytest.mark.parametrize(
+    ("claim", "job", "verdict"),
+    [
+        (CLAIM, make_job(), Verdict.START),
+        (CLAIM, make_job(phase="pausing", wanted="pause"), Verdict.PAUSE),
+        (CLAIM, make_job(phase="training", lease={"owner": "n1"}), Verdict.LOST),
+        (CLAIM, make_job(phase="pausing", wanted="pause", lease={"owner": "n1"}), Verdict.LOST),
+        (CLAIM, make_job(phase="trained", lease={"owner": "n1"}), Verdict.FREE),
+        (CLAIM, make_job(phase="cancelled"), Verdict.FREE),
+        (CLAIM, make_job(attempt=3), Verdict.FREE),
+        (CLAIM, make_job(attempt=1, phase="waiting"), Verdict.WAIT),
+        (OLD, make_job(attempt=1, phase="waiting"), Verdict.FREE),
+        (CLAIM, None, Verdict.WAIT),
+        (OLD, None, Verdict.FREE),
+        (CLAIM, make_job(members=[{"node": "n2", "slots": [0]}]), Verdict.WAIT),
+        (OLD, make_job(members=[{"node": "n1", "slots": [1]}]), Verdict.FREE),
+    ],
+)
+def test_a_claim_calls_for(claim: Claim, job: dict[str, Any] | None, verdict: Verdict) -> None:
+    assert judge(claim, job, "n1", NOW, 30.0) is verdict
+
+
+def test_only_a_placed_attempt_on_these_slots_is_ours() -> None:
+    assert is_ours(CLAIM, make_job(phase="training"), "n1")
+    assert not is_ours(CLAIM, make_job(phase="training"), "n2")
+    assert not is_ours(CLAIM, make_job(attempt=3), "n1")
+    assert not is_ours(CLAIM, make_job(phase="cancelled"), "n1")
+
+
+def test_slots_of_one_attempt_are_one_claim() -> None:
+    held = {"job": "ftjob-1", "attempt": 2, "claimed_at": NOW}
+    slots = [{"index": 0, "holder": held}, {"index": 1, "holder": None}, {"index": 2, "holder": held}]
+    assert claims_of(slots) == [Claim("ftjob-1", 2, (0, 2), NOW)]
+
+
+def test_joining_again_keeps_what_is_held() -> None:
+    held = {"job": "ftjob-1", "attempt": 2}
+    known = [{"index": 0, "gpu": None, "holder": None}, {"index": 1, "gpu": None, "holder": held}]
+    fresh = [{"index": 0, "gpu": None, "holder": None}]
+    assert merge_slots(fresh, known) == [fresh[0], known[1]]
+    assert merge_slots([*fresh, {"index": 1, "gpu": None, "holder": None}], known) == known
+
+
+def test_whose_fault_it_is_says_whether_it_is_tried_again() -> None:
+    assert run_failed(FailureReason.STORAGE).retryable
+    assert not run_failed(FailureReason.NOTHING_TO_LEARN).retryable
+    told = failure_of(Failed(reason="row_too_long", message="line 3", retryable=False))
+    assert (told.problem.code, told.problem.message, told.retryable) == ("row_too_long", "line 3", False)
+    assert failure_of(Failed(reason="from_the_future", message="", retryable=True)).problem.code == "internal_error"
+
+
+def test_thinning_keeps_the_last_step() -> None:
+    steps = [
+        Step(
+            step=number, loss=1, mean_token_accuracy=0, learning_rate=0, grad_norm=None, trained_tokens=0, epoch=0,
+            step_time_s=1, tokens_per_s=1,
+        )
+        for number in range(1, 6)
+    ]  # fmt: skip
+    assert [step.step for step in thin(steps)] == [1, 3, 5]
+    assert [step.step for step in thin(steps[:4])] == [2, 4]

@@ -1,0 +1,69 @@
+"""Progress lines, and the end of a run that makes none."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+from luthier_trainer.protocol import Evaluated, Progress, parse_progress
+from luthier_trainer.training.progress import ProgressWriter
+
+STALLED = """
+import faulthandler, time
+from luthier_trainer.training.watchdog import Watchdog
+faulthandler.enable()
+dog = Watchdog(stall_after_s=0.2, load_s=0.2, on_stall=lambda: print("stalled", flush=True))
+time.sleep(60)
+"""
+
+
+def make_report(step: int) -> Progress:
+    return Evaluated(step=step, valid_loss=1.0, valid_mean_token_accuracy=0.5, full=True)
+
+
+def test_reports_arrive_in_order_and_whole() -> None:
+    reading, writing = os.pipe()
+    out = ProgressWriter(writing)
+    for step in range(50):
+        out.put(make_report(step))
+    out.close()
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        assert [parse_progress(line) for line in stream] == [make_report(step) for step in range(50)]
+
+
+def test_a_reader_that_sleeps_does_not_hold_up_a_step() -> None:
+    reading, writing = os.pipe()
+    out = ProgressWriter(writing)
+    for step in range(5000):
+        out.put(make_report(step))
+    lines: list[bytes] = []
+
+    def read() -> None:
+        with os.fdopen(reading, "rb") as stream:
+            lines.extend(stream)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    out.close()
+    os.close(writing)
+    reader.join()
+    assert len(lines) == 5000
+
+
+def test_a_reader_that_is_gone_does_not_fail_the_run() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    out = ProgressWriter(writing)
+    out.put(make_report(1))
+    out.close()
+    os.close(writing)
+
+
+def test_a_run_without_progress_is_aborted_with_every_stack() -> None:
+    done = subprocess.run([sys.executable, "-c", STALLED], capture_output=True, timeout=30, check=False)
+    assert done.returncode == -signal.SIGABRT
+    assert done.stdout == b"stalled\n"
+    assert b"time.sleep" not in done.stdout
+    assert b'File "<string>"' in done.stderr
