@@ -38,6 +38,7 @@ class World(NamedTuple):
             "internal_token": SecretStr(""),
             "trainer_node": NODE,
             "trainer_device": "cpu",
+            "trainer_num_threads": 1,
             "renew_s": 0.3,
             "steps_every_s": 0.2,
             "lease_ttl_s": 2.0,

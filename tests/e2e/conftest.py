@@ -20,6 +20,7 @@ QUICK = {
     "LUTHIER_RENEW_S": "1",
     "LUTHIER_TICK_S": "0.5",
     "LUTHIER_CLAIM_TTL_S": "4",
+    "LUTHIER_TRAINER_NUM_THREADS": "1",
 }
 
 

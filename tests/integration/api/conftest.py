@@ -61,6 +61,7 @@ async def api(
         "LUTHIER_MAX_FILE_BYTES": "3000000",
         "LUTHIER_MAX_QUEUED_JOBS": "30",
         "LUTHIER_KEY_CACHE_S": "0.2",
+        "LUTHIER_SWEEP_S": "1",
     }
     async with open_mongo(mongo_url, database) as db:
         await migrate(db)

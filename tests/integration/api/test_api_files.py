@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+from datetime import UTC, datetime
+from typing import Any
 
 import openai
 import pytest
@@ -122,3 +124,16 @@ async def test_many_uploads_at_a_time(api: Api) -> None:
         *(sdk.files.create(file=("a.jsonl", LINE * n), purpose="fine-tune") for n in range(1, 13))
     )
     assert len({file.id for file in made}) == 12
+
+
+async def test_an_expired_file_is_removed(api: Api) -> None:
+    sdk = api.sdk()
+    expiry: Any = {"anchor": "created_at", "seconds": 3600}
+    file = await sdk.files.create(file=("old.jsonl", LINE), purpose="user_data", expires_after=expiry)
+    await api.db["files"].update_one({"_id": file.id}, {"$set": {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}})
+    async with asyncio.timeout(20), api.http() as http:
+        while (await http.get(f"/v1/files/{file.id}")).status_code != 404:
+            await asyncio.sleep(0.1)
+        while (row := await api.db["objects"].find_one({"references": f"file/{file.id}"})) is not None:
+            await asyncio.sleep(0.1)
+    assert row is None

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from luthier_text import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextBundle, TextConfig, TrainRow
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from luthier_text import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextBundle, TextConfig, TrainRow
 
 gguf = pytest.importorskip("gguf", reason="the gguf package reads the model file")
 _CONTROL, _USER_DEFINED = 3, 4

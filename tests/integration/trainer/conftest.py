@@ -21,6 +21,6 @@ async def world(db: Database, tmp_path: Path) -> AsyncIterator[World]:
         made = World(db, objects, tmp_path, digest)
         await made.add_base()
         await made.add_file("file-training", write_chat_file(tmp_path / "train.jsonl", 18))
-        await made.add_file("file-long", write_chat_file(tmp_path / "long.jsonl", 400))
+        await made.add_file("file-long", write_chat_file(tmp_path / "long.jsonl", 120))
         await made.add_file("file-validation", write_chat_file(tmp_path / "valid.jsonl", 4, start=1000))
         yield made

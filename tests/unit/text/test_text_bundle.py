@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from luthier_text import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextBundle, TextConfig, TextError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from luthier_text import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextBundle, TextConfig, TextError
 
 TEXT = "  hello é🎉👩‍👩‍👧 日本語\n\n  1 23\t x "
 

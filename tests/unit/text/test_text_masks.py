@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
-from luthier_text import IGNORED_LABEL, TextError
 from transformers import PreTrainedTokenizerFast
+
+from luthier_text import IGNORED_LABEL, TextError
 
 CHAT = [
     {"role": "user", "content": "Uno 11"},

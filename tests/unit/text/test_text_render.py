@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+
 from luthier_text import TextError
 
 

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import uvicorn
 
 from luthier_api.app import build_app
-from luthier_api.background import start
+from luthier_api.consumers import start
 from luthier_api.deps import Process
 from luthier_api.keys import KeyRing, ensure_admin_key, read_pepper
 from luthier_api.services.readiness import Readiness

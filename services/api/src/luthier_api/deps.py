@@ -16,7 +16,7 @@ from luthier_api.services.files import FileService
 from luthier_api.services.jobs import JobService
 from luthier_api.services.models import ModelService
 from luthier_api.settings import ApiSettings
-from luthier_api.store import Repository
+from luthier_api.store import PlatformStore, Repository
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.generation import GenerationClient
 from luthier_common.kit.health import Health
@@ -42,7 +42,7 @@ class Process:
 def providers(process: Process) -> dict[str, Provide]:
     """The services as handlers name them. None can be had without a principal."""
     settings, db, objects, clock = process.settings, process.db, process.objects, process.clock
-    engines = Engines(db, process.generation, ttl_s=settings.node_ttl_s)
+    engines = Engines(PlatformStore(db, node_ttl_s=settings.node_ttl_s), process.generation)
 
     def repository(request: AnyRequest) -> Repository:
         return Repository(db, request.user, request_id_of(request.scope))

@@ -43,7 +43,7 @@ UPLOAD = Schema(
     type=OpenAPIType.OBJECT,
     required=["file", "purpose"],
     properties={
-        "file": Schema(type=OpenAPIType.STRING, format="binary"),
+        "file": Schema(type=OpenAPIType.STRING, content_media_type="application/octet-stream"),
         "purpose": _TEXT,
         "expires_after[anchor]": _TEXT,
         "expires_after[seconds]": Schema(type=OpenAPIType.INTEGER),

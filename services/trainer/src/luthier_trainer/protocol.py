@@ -43,7 +43,7 @@ class SftHyperparameters(_Shape):
     lora: bool = Field(True, description="false trains all weights")
     lora_r: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(0.0, ge=0, le=1)
     target_modules: str | list[str] = "all-linear"
     context_length: int = Field(ge=2, description="longest row in tokens")
     packing: bool = Field(False, description="fill each row of a batch with several examples")

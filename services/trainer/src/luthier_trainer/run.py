@@ -92,7 +92,7 @@ class Run:
         if await self._insist(self._renew) is None:
             return None
         self._work = asyncio.create_task(self._train())
-        if self._is_leaving:
+        if self._is_leaving or self._is_pausing:
             self._pause_work()
         await asyncio.wait({self._work})
         if self._work.cancelled():

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from luthier_common.contract.events import RunPaused
 from luthier_common.contract.reasons import FailureReason
@@ -9,6 +10,7 @@ from luthier_common.kit import presence
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectStore
+from luthier_common.kit.room import TRANSIENT_ERRORS
 from luthier_trainer.domain import Claim, RunKey, Verdict, assignment_of, claims_of, is_ours, judge, run_failed
 from luthier_trainer.executor import Executor
 from luthier_trainer.inventory import find_slots
@@ -63,8 +65,9 @@ class Supervisor:
     async def stop(self) -> None:
         """Leave: no new runs; those at work save, go back to the queue and free their slots, within the budget."""
         self._is_stopping = True
-        if self._has_joined:
-            await self._store.leave()
+        with suppress(*TRANSIENT_ERRORS):
+            if self._has_joined:
+                await self._store.leave()
         tasks = [task for _, task in self._runs.values()]
         for run, _ in self._runs.values():
             run.leave()
@@ -72,7 +75,8 @@ class Supervisor:
             _, late = await asyncio.wait(tasks, timeout=self._settings.pause_budget_s + _LEAVE_MARGIN_S)
             for task in late:
                 task.cancel()
-        await presence.leave(self._store.db, "trainer", self._store.node)
+        with suppress(*TRANSIENT_ERRORS):
+            await presence.leave(self._store.db, "trainer", self._store.node)
 
     async def _join(self) -> None:
         if not self._has_joined:

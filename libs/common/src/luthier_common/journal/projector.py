@@ -254,6 +254,7 @@ async def run_projector(projector: Projector, stopping: asyncio.Event, beat: Any
             await projector.step()
             beat()
         except OUTAGES as error:
+            beat()  # alive and waiting: a restart would not bring the servers back
             log.warning("the projector waits: %s", error)
             await asyncio.sleep(0.5)
     await projector.release()

@@ -138,6 +138,7 @@ async def run_relay(
             sent = await relay.step()
             beat()
         except OUTAGES as error:
+            beat()  # alive and waiting: a restart would not bring the servers back
             log.warning("the relay waits: %s", error)
             sent = 0
             await asyncio.sleep(0.5)

@@ -25,16 +25,15 @@ from typing import Any, TypeVar
 import uvloop
 from aiokafka.errors import KafkaError
 
-from luthier_common.kit.errors import TransientError
 from luthier_common.kit.health import Health, serve_health
 from luthier_common.kit.logs import start_logs
-from luthier_common.kit.mongo import DRIVER_ERRORS
+from luthier_common.kit.mongo import OUTAGES
 from luthier_common.kit.telemetry import start_telemetry
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
-TRANSIENT_ERRORS: tuple[type[Exception], ...] = (TransientError, KafkaError, OSError, TimeoutError, *DRIVER_ERRORS)
+TRANSIENT_ERRORS: tuple[type[Exception], ...] = (KafkaError, OSError, TimeoutError, *OUTAGES)
 STOP_AFTER_S = 15.0
 CLOSE_LIMIT_S = 3.0
 TELEMETRY_LIMIT_S = 2.0

@@ -9,24 +9,11 @@ from typing import Any
 
 from luthier_api.errors import ApiError, ErrorCode, PassedOnError
 from luthier_api.services.models import Served
+from luthier_api.store import PlatformStore
 from luthier_common.kit.generation import EngineAwayError, EngineRefusedError, GenerationClient
-from luthier_common.kit.mongo import Database, Doc
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
-
-
-def live_engines(base: str, ttl_s: float) -> Doc:
-    """The filter of inference nodes that can answer for a base now."""
-    fresh = {"$lt": [{"$subtract": ["$$NOW", "$renewed_at"]}, int(ttl_s * 1000)]}
-    return {
-        "role": "inference",
-        "phase": "live",
-        "draining": {"$ne": True},
-        "bases": base,
-        "renewed_at": {"$ne": None},
-        "$expr": fresh,
-    }
 
 
 def in_order(nodes: dict[str, str], name: str) -> list[str]:
@@ -38,10 +25,9 @@ def in_order(nodes: dict[str, str], name: str) -> list[str]:
 class Engines:
     """Asks one engine after another until one answers."""
 
-    def __init__(self, db: Database, client: GenerationClient, *, ttl_s: float) -> None:
-        self._db = db
+    def __init__(self, store: PlatformStore, client: GenerationClient) -> None:
+        self._store = store
         self._client = client
-        self._ttl_s = ttl_s
 
     async def complete(self, served: Served, body: dict[str, Any]) -> dict[str, Any]:
         for address in await self._addresses(served):
@@ -68,9 +54,7 @@ class Engines:
         raise _no_engine(served)
 
     async def _addresses(self, served: Served) -> list[str]:
-        query = live_engines(served.base, self._ttl_s)
-        nodes = self._db["nodes"].find({**query, "address": {"$ne": None}}, {"address": 1})
-        return in_order({node["_id"]: node["address"] async for node in nodes}, served.name)
+        return in_order(await self._store.find_engines(served.base), served.name)
 
 
 async def _closing(stack: AsyncExitStack, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

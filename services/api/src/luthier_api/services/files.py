@@ -7,7 +7,7 @@ from datetime import timedelta
 from luthier_api.domain import Page, clean_filename
 from luthier_api.errors import ApiError, ErrorCode, not_found
 from luthier_api.settings import ApiSettings
-from luthier_api.store import Repository
+from luthier_api.store import RELEASE_DUE, Repository, release_bytes
 from luthier_api.upload import Upload
 from luthier_common.contract.events import FileDeleted, FileUploaded
 from luthier_common.contract.ids import FILE_PREFIX, canonical_id, new_id
@@ -90,7 +90,7 @@ class FileService:
     async def delete(self, file_id: str) -> str:
         """The file is gone for users at once; its bytes stay while a job refers to them."""
         file = await self.get(file_id)
-        deleted = await self._repository.advance(FileDeleted(), file["_id"], also={"release_due": True})
+        deleted = await self._repository.advance(FileDeleted(), file["_id"], also={RELEASE_DUE: True})
         if deleted.outcome is Outcome.ILLEGAL:
             raise not_found("File object", file_id)
         await release_bytes(self._db, file["_id"])
@@ -112,12 +112,6 @@ class FileService:
         if found is None:
             raise ApiError(ErrorCode.MISSING_PARAMETER, "Missing required parameter: 'file'.", param="file")
         return found
-
-
-async def release_bytes(db: Database, file_id: str) -> None:
-    """Let go of a deleted file's bytes; the sweeper repeats it where a crash came between."""
-    await ledger.release(db, f"file/{file_id}")
-    await db["files"].update_one({"_id": file_id, "phase": "deleted"}, {"$unset": {"release_due": ""}})
 
 
 def check_fields(fields: Mapping[str, str]) -> None:

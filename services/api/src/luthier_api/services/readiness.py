@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from luthier_api.services.engines import live_engines
 from luthier_api.settings import ApiSettings
+from luthier_api.store import PlatformStore
 from luthier_common.kit.bases import find_base
-from luthier_common.kit.mongo import Database, Doc, ping
+from luthier_common.kit.mongo import Database, ping
 from luthier_common.kit.objects import ObjectStore
 from luthier_common.kit.presence import is_present
 
@@ -19,6 +19,7 @@ class Readiness:
 
     def __init__(self, db: Database, objects: ObjectStore, settings: ApiSettings) -> None:
         self._db = db
+        self._store = PlatformStore(db, node_ttl_s=settings.node_ttl_s)
         self._objects = objects
         self._settings = settings
 
@@ -57,18 +58,14 @@ class Readiness:
         return None if await is_present(self._db, "file-validator") else "no file-validator is there"
 
     async def _scheduler(self) -> str | None:
-        held = {"_id": "scheduler", "owner": {"$ne": None}, "$expr": {"$gt": ["$until", "$$NOW"]}}
-        return None if await self._db["leases"].find_one(held, {"_id": 1}) else "no scheduler is active"
+        return None if await self._store.has_scheduler() else "no scheduler is active"
 
     async def _trainer(self) -> str | None:
-        live: Doc = {"role": "trainer", "phase": "live", "draining": {"$ne": True}}
-        return None if await self._db["nodes"].find_one(live, {"_id": 1}) else "no trainer node is live"
+        return None if await self._store.has_trainer() else "no trainer node is live"
 
     async def _engine(self) -> str | None:
         name = self._settings.default_base
         base = await find_base(self._db, name)
         if base is None:
             return f"the base model {name} is not in the catalogue yet"
-        query = live_engines(base["_id"], self._settings.node_ttl_s)
-        found = await self._db["nodes"].find_one(query, {"_id": 1})
-        return None if found else f"no engine serves {name} yet"
+        return None if await self._store.find_engines(base["_id"]) else f"no engine serves {name} yet"

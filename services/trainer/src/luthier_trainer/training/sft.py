@@ -52,7 +52,7 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
     if stop.is_set:
         return Paused(step=start_step, directory=spec.resume_from)
 
-    set_seed(spec.seed)
+    set_seed(library_seed(spec))
     model = load_model(spec.base_dir, dtype)
     tokenizer = load_tokenizer(spec.base_dir, text)
     log_every_steps = spec.log_every_steps or -(-plan.total_steps // MAX_STEP_REPORTS)
@@ -109,6 +109,11 @@ def choose_device(spec: RunSpec) -> tuple[str, torch.dtype]:
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
     return device, torch.bfloat16 if is_bfloat16 else torch.float32
+
+
+def library_seed(spec: RunSpec) -> int:
+    """A job's seed may be any integer; numpy takes 32 bits without a sign."""
+    return spec.seed % 2**32
 
 
 def choose_limits(spec: RunSpec, device: str) -> ForwardLimits:
@@ -206,7 +211,7 @@ def trl_config(spec: RunSpec, plan: Plan, device: str, dtype: torch.dtype) -> SF
         weight_decay=wanted.weight_decay,
         max_grad_norm=wanted.max_grad_norm,
         optim="adamw_torch_fused",
-        seed=spec.seed,
+        seed=library_seed(spec),
         bf16=device == "cuda" and dtype == torch.bfloat16,
         use_cpu=device == "cpu",
         # The old name, on by default, would win over the new one.

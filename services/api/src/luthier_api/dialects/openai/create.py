@@ -79,7 +79,7 @@ class HyperparametersIn(Strict):
     lora_r: Annotated[int | None, PlainValidator(_number(1, 128, whole=True))] = None
     lora_alpha: Annotated[int | None, PlainValidator(_number(1, whole=True))] = None
     lora_dropout: Share = None
-    context_length: Annotated[int | None, PlainValidator(_number(1, whole=True))] = None
+    context_length: Annotated[int | None, PlainValidator(_number(2, whole=True))] = None
     packing: StrictBool | None = None
 
 
@@ -170,6 +170,9 @@ def _hyperparameters(data: CreateJob) -> Hyperparameters:
                 raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=f"{place}.{name}")
     _refuse_both(merged, "learning_rate", "learning_rate_multiplier")
     _refuse_both(merged, "warmup_ratio", "warmup_steps")
+    if merged.get("lora") is False:
+        message = "Full fine-tuning is not supported: no engine serves its models yet. Leave lora out, or true."
+        raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="hyperparameters.lora")
     return Hyperparameters(**merged)
 
 

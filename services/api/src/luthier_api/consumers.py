@@ -1,10 +1,13 @@
-"""What an api process does beside answering: it tells what was saved, keeps the event list, looks for what was missed,
-and removes what has expired. Several processes share the work by leases."""
+"""What runs beside the answers, and what wakes it.
+
+The relay tells what was saved (woken by any write), the projector keeps the event list (woken by the topics), auditor
+and sweep look by the clock. Several processes share this work by leases.
+"""
 
 import asyncio
 
 from luthier_api.deps import Process
-from luthier_api.services.files import release_bytes
+from luthier_api.store import RELEASE_DUE, PlatformStore, release_bytes
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import FileDeleted
 from luthier_common.contract.topics import Kind
@@ -52,9 +55,8 @@ async def sweep(process: Process, instance: str) -> None:
     db = process.db
     if await leases.acquire(db, "sweep", instance, process.settings.sweep_s) is None:
         return
-    expired = {"phase": {"$ne": "deleted"}, "expires_at": {"$ne": None}, "$expr": {"$lt": ["$expires_at", "$$NOW"]}}
-    for file in await db["files"].find(expired, {"_id": 1}).limit(MAX_SWEPT).to_list(MAX_SWEPT):
-        await advance(db, Kind.FILE, file["_id"], FileDeleted(), actor=ACTOR, also={"release_due": True})
-    due = {"phase": "deleted", "release_due": True}
-    for file in await db["files"].find(due, {"_id": 1}).limit(MAX_SWEPT).to_list(MAX_SWEPT):
-        await release_bytes(db, file["_id"])
+    store = PlatformStore(db, node_ttl_s=process.settings.node_ttl_s)
+    for file_id in await store.find_expired_files(MAX_SWEPT):
+        await advance(db, Kind.FILE, file_id, FileDeleted(), actor=ACTOR, also={RELEASE_DUE: True})
+    for file_id in await store.find_unreleased_files(MAX_SWEPT):
+        await release_bytes(db, file_id)

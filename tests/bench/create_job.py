@@ -1,0 +1,135 @@
+"""`POST /v1/fine_tuning/jobs`, durable, beside the bare driver's insert of the same document with its embedded event.
+
+16 clients each, taking turns; the gate is 0.30 of the bare rate, the aim 0.50. Then 100 a second, whose p99 must stay
+below 50 ms. The API process publishes and projects all the while, as it always does. A project may have 100 jobs
+waiting, so the clients work for many projects.
+"""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from _bench import SEED, TINY, database_of, elsewhere, mongo_url_of, percentile, report, report_spread, run, stack_of
+from _load import Client, Load, OutOfWorkError, Work, closed_loop, open_loop
+from openai import AsyncOpenAI
+from pydantic import SecretStr
+
+from builders.bases import write_chat_file
+from luthier_api.keys import KeyRing, read_pepper
+from luthier_common.kit.mongo import Database, Doc, open_mongo
+from luthier_stack.stack import Stack
+
+CLIENTS = 16
+NUM_PROJECTS = 96
+JOBS_A_PROJECT = 90
+ROUNDS = 3
+ROUND_S = 4.0
+STEADY_RATE = 100.0
+STEADY_S = 6.0
+
+
+class Place(NamedTuple):
+    """Where jobs can be created: a project's key and its file."""
+
+    key: SecretStr
+    file_id: str
+
+
+async def measure() -> None:
+    async with stack_of(["api"]) as stack, database_of(stack) as db:
+        await db["bases"].insert_one({"_id": TINY, "name": TINY, "digest": "0", "aliases": [], "context_length": 256})
+        places = await _make_places(stack, db)
+        steady, rest = places[: NUM_PROJECTS // 8], places[NUM_PROJECTS // 8 :]
+        await elsewhere(create_steadily, stack.port, steady[:2], 1.0)
+        sample = await db["jobs"].find_one({})
+        assert sample is not None
+        sample |= {"outbox": [row["body"] for row in await db["events"].find({}).limit(1).to_list(1)]}
+        ours: list[Load] = []
+        bare: list[Load] = []
+        for number in range(ROUNDS):
+            ours.append(await elsewhere(create_fast, stack.port, rest[number::ROUNDS]))
+            bare.append(await elsewhere(insert_fast, mongo_url_of(stack), sample))
+        rates = [percentile([load.rate for load in loads], 50) for loads in (ours, bare)]
+        report("create_job.rate", rates[0], "1/s", rates[1])
+        latencies = [[latency for load in loads for latency in load.latencies_ms] for loads in (ours, bare)]
+        report_spread("create_job.latency", latencies[0], "ms", latencies[1])
+        at_100 = await elsewhere(create_steadily, stack.port, steady[2:], STEADY_S)
+        report_spread("create_job.latency_at_100_per_s", at_100.latencies_ms)
+
+
+async def _make_places(stack: Stack, db: Database) -> list[Place]:
+    await Client.connect(stack.port)
+    ring = KeyRing(db, read_pepper(stack.home), cache_s=1)
+    rows = write_chat_file(stack.home / "rows.jsonl", 12)
+    return [await _make_place(stack, ring, number, rows) for number in range(NUM_PROJECTS)]
+
+
+async def _make_place(stack: Stack, ring: KeyRing, number: int, rows: Path) -> Place:
+    key = await ring.create("bench", frozenset({"admin"}), project=f"proj-bench-{number}")
+    async with AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=key) as client:
+        file = await client.files.create(file=rows, purpose="fine-tune")
+    return Place(SecretStr(key), file.id)
+
+
+def create_fast(port: int, places: list[Place]) -> Load:
+    """In a process of its own: 16 clients, each creating one job after the other."""
+
+    async def go() -> Load:
+        return await closed_loop(await _creators(port, places), ROUND_S)
+
+    return asyncio.run(go())
+
+
+def create_steadily(port: int, places: list[Place], seconds: float) -> Load:
+    """In a process of its own: 100 creations a second, whether or not the last one was answered."""
+
+    async def go() -> Load:
+        return await open_loop(await _creators(port, places), STEADY_RATE, seconds)
+
+    return asyncio.run(go())
+
+
+async def _creators(port: int, places: list[Place]) -> list[Work]:
+    """Clients that share the places' room for waiting jobs; seeds make every body another one."""
+    orders = itertools.chain.from_iterable(
+        ((place, SEED + number) for place in places) for number in range(JOBS_A_PROJECT)
+    )
+    return [_creating(await Client.connect(port), orders) for _ in range(CLIENTS)]
+
+
+def _creating(client: Client, orders: Iterator[tuple[Place, int]]) -> Work:
+    async def work() -> None:
+        if (order := next(orders, None)) is None:
+            raise OutOfWorkError
+        place, seed = order
+        body = {"model": TINY, "training_file": place.file_id, "seed": seed}
+        await client.post("/v1/fine_tuning/jobs", json.dumps(body).encode(), place.key.get_secret_value())
+
+    return work
+
+
+def insert_fast(url: SecretStr, sample: Doc) -> Load:
+    """In a process of its own: the same document by 16 coroutines, no index but its id."""
+
+    async def go() -> Load:
+        async with open_mongo(url.get_secret_value(), "luthier") as db:
+            return await closed_loop([_inserting(db, sample) for _ in range(CLIENTS)], ROUND_S)
+
+    return asyncio.run(go())
+
+
+_numbers = itertools.count()
+
+
+def _inserting(db: Database, sample: Doc) -> Work:
+    async def work() -> None:
+        await db["bench_bare"].insert_one(sample | {"_id": f"{id(db)}-{next(_numbers)}"})
+
+    return work
+
+
+if __name__ == "__main__":
+    run(measure)
