@@ -13,7 +13,6 @@ from pathlib import Path
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from rich.console import Console
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -56,7 +55,7 @@ def create_job(client: OpenAI) -> FineTuningJob:
         seed=7,
         method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
     )
-    console.print(f"Created [bold]{job.id}[/] on {BASE}: {training.filename} ({training.bytes:,} bytes)")
+    console.print(f"Created [bold]{job.id}[/] on {BASE}")
     return job
 
 
@@ -100,9 +99,10 @@ def events(client: OpenAI, job_id: str) -> Iterator[FineTuningJobEvent]:
 def compare(client: OpenAI, tuned: str) -> None:
     """Ask both models the same questions and print the answers side by side."""
     table = Table("Question", f"Before: {BASE}", f"After: {tuned}", show_lines=True)
-    with Live(table, console=console):
+    with console.status("Asking both models the same questions"):
         for question in QUESTIONS:
             table.add_row(question, answer(client, BASE, question), f"[green]{answer(client, tuned, question)}[/]")
+    console.print(table)
 
 
 def answer(client: OpenAI, model: str, question: str) -> str:

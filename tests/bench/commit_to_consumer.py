@@ -9,7 +9,7 @@ is 50 ms, the aim 15 ms, and 2.5 times the least chain.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 
 from _bench import database_of, report, report_spread, run, stack_of
@@ -155,7 +155,7 @@ async def _least_chain(url: str, db: Database, chain: Chain) -> AsyncIterator[No
         await producer.stop()
 
 
-async def _until_heard(commit: Callable[[], Awaitable[None]], is_heard: Callable[[], bool]) -> None:
+async def _until_heard(commit: Callable[[], Coroutine[None, None, None]], is_heard: Callable[[], bool]) -> None:
     """Both ends are connected once something comes through; what was committed before does not count."""
     deadline = time.perf_counter() + 2 * DRAIN_S
     while not is_heard():
@@ -165,7 +165,7 @@ async def _until_heard(commit: Callable[[], Awaitable[None]], is_heard: Callable
         await asyncio.sleep(0.2)
 
 
-async def _steadily(commit: Callable[[int], Awaitable[None]], seconds: float) -> None:
+async def _steadily(commit: Callable[[int], Coroutine[None, None, None]], seconds: float) -> None:
     began_at = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for number in range(int(RATE * seconds)):

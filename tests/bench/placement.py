@@ -5,16 +5,16 @@ placed, and the next begins when the node's slots are free again. The aim is 300
 without: two durable writes one after the other, the claim of the slots and the fact.
 """
 
-import asyncio
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from _bench import READY_S, TINY, database_of, report, report_spread, run, stack_of, tiny_base
-from builders.bases import write_chat_file
-from builders.waiting import until
 from openai import AsyncOpenAI
 
+from builders.bases import write_chat_file
+from builders.waiting import until
 from luthier_common.kit.mongo import Database, Doc
 from luthier_stack.stack import Stack
 
@@ -44,11 +44,11 @@ async def _place_jobs(stack: Stack, db: Database) -> list[tuple[float, float]]:
     async with AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=stack.admin_key) as client:
         file = await client.files.create(file=rows, purpose="fine-tune")
         for number in range(NUM_JOBS):
-            await until(lambda: _is_idle(db), within_s=READY_S, what="an idle node")
+            await until(partial(_is_idle, db), within_s=READY_S, what="an idle node")
             job = await client.fine_tuning.jobs.create(model=TINY, training_file=file.id, seed=number)
-            await until(lambda id=job.id: _is_placed(db, id), within_s=READY_S, what="the job to be placed")
+            await until(partial(_is_placed, db, job.id), within_s=READY_S, what="the job to be placed")
             await client.fine_tuning.jobs.cancel(job.id)
-            spans.append(await until(lambda id=job.id: _spans(db, id), what="the facts"))
+            spans.append(await until(partial(_spans, db, job.id), what="the facts"))
             if time.monotonic() > ends_at:
                 break
     return spans

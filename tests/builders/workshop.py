@@ -1,5 +1,8 @@
 """What a user does and sees, in words: the public API through the `openai` SDK, and the documents behind it."""
 
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +10,20 @@ from openai import AsyncOpenAI
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 from builders.waiting import until
-from luthier_common.kit.mongo import Database, Doc
+from luthier_common.kit.mongo import Database, Doc, open_mongo
+from luthier_stack.ports import find_free_ports
+from luthier_stack.settings import StackSettings
+from luthier_stack.stack import Stack
 
 TINY = "tiny"
+QUICK = {
+    "LUTHIER_DEFAULT_BASE": TINY,
+    "LUTHIER_LEASE_TTL_S": "4",
+    "LUTHIER_RENEW_S": "1",
+    "LUTHIER_TICK_S": "0.5",
+    "LUTHIER_CLAIM_TTL_S": "4",
+    "LUTHIER_TRAINER_NUM_THREADS": "1",
+}
 PHASES = ("checking", "waiting", "placed", "training", "trained", "staged", "verified", "succeeded")
 FINAL = ("succeeded", "failed", "cancelled")
 
@@ -93,3 +107,33 @@ class Workshop:
         told = [row async for row in found]
         assert [row["seq"] for row in told] == list(range(1, doc["seq"] + 1))
         assert [row["seq"] for row in told if row.get("terminal")] == [doc["seq"]]
+
+
+def stack_settings(
+    home: Path, base: Path, *, kafka_url: str | None = None, objects_url: str | None = None, **env: str
+) -> StackSettings:
+    """A whole stack on free ports with the tiny base and short intervals; `env` is for its services."""
+    return StackSettings(
+        home=home,
+        port=find_free_ports(1)[0],
+        mongo_url=None,
+        kafka_url=kafka_url,
+        objects_url=objects_url,
+        service_env=QUICK | {"LUTHIER_BASE_SOURCES": json.dumps({TINY: str(base)})} | env,
+    )
+
+
+@asynccontextmanager
+async def workshop_of(stack: Stack) -> AsyncIterator[Workshop]:
+    """A user of this stack, with its admin key."""
+    async with (
+        open_mongo(stack.env["LUTHIER_MONGO_URL"], "luthier") as db,
+        AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=stack.admin_key) as client,
+    ):
+        yield Workshop(client, db)
+
+
+async def wait_ready(stack: Stack) -> None:
+    """Every service says that it can do its work."""
+    for name in stack.settings.services:
+        await stack.wait_ready(name, 120)

@@ -123,9 +123,12 @@ async def test_jobs_are_listed_by_pages_and_metadata(api: Api) -> None:
     async with api.http(key) as http:
         without = (await http.get(f"{URL}?metadata=null")).json()
         beyond = await http.get(f"{URL}?limit=0")
+        unknown = await http.get(f"{URL}?status=running")
+        foreign = await http.get(f"{URL}?after=file-1")
     assert [job["id"] for job in without["data"]] == [plain.id]
     assert without["has_more"] is False
-    assert (beyond.status_code, beyond.json()["error"]["param"]) == (400, "limit")
+    for refused, param in ((beyond, "limit"), (unknown, "status"), (foreign, "after")):
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
 
 async def test_cancel_is_final_and_may_be_repeated(api: Api, file: FileObject) -> None:

@@ -30,6 +30,8 @@ class Engine:
     name: str
     status: int = 200
     asked: list[dict[str, Any]] = field(default_factory=list)
+    is_slow: bool = False
+    left: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         content = b""
@@ -40,6 +42,9 @@ class Engine:
                 break
         body = json.loads(content)
         self.asked.append(body)
+        if self.is_slow and (await receive())["type"] == "http.disconnect":
+            self.left.set()
+            return
         head = {"id": "chatcmpl-1", "created": 1, "model": body["model"]}
         if self.status != 200:
             error = {"message": "bad", "type": "invalid_request_error", "param": "messages", "code": "bad_messages"}
@@ -167,6 +172,18 @@ async def test_chat_goes_to_an_engine_with_its_adapter_and_on_to_the_next_when_t
         with pytest.raises(openai.BadRequestError) as caught:
             await sdk.chat.completions.create(model=name, messages=messages)
         assert (caught.value.code, caught.value.param) == ("bad_messages", "messages")
+
+
+async def test_a_client_that_leaves_ends_the_engines_work(api: Api) -> None:
+    engine = Engine("engine-slow", is_slow=True)
+    async with _joined(api, engine), asyncio.timeout(20):
+        with pytest.raises(openai.APITimeoutError):
+            await (
+                api.sdk()
+                .with_options(timeout=1.0)
+                .chat.completions.create(model=TINY, messages=[{"role": "user", "content": "hi"}])
+            )
+        await engine.left.wait()
 
 
 @pytest.mark.parametrize(

@@ -209,3 +209,15 @@ async def test_a_cancelled_job_is_left_alone(db: Database, make_validator: Make,
     validator = await make_validator()
     await validator.look()
     assert (await job.doc())["phase"] == "cancelled"
+
+
+async def test_a_job_that_was_restarted_is_checked_and_accepted_again(
+    db: Database, make_validator: Make, upload: Make, base: str
+) -> None:
+    validator = await make_validator()
+    job = await a_job(db, training_file=await upload(jsonl(*good_rows(12))))
+    await moved_on(db, "jobs", job.id, "checking", validator)
+    assert (await job.tell(f.JobCancelled(), op_id="cancel")).applied
+    assert (await job.tell(f.JobRestarted(), op_id="restart")).applied
+    doc = await moved_on(db, "jobs", job.id, "checking", validator)
+    assert (doc["phase"], doc["generation"]) == ("waiting", 2)

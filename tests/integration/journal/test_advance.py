@@ -154,3 +154,11 @@ async def test_a_retryable_failure_goes_back_to_the_queue(db: Database, phase: s
     assert (await story.tell(fact, attempt=1, op_id="1/RunFailed")).applied
     doc = await story.doc()
     assert (doc["phase"], doc["strikes"], doc.get("error")) == ("waiting", 1, None)
+
+
+async def test_a_fact_that_is_too_large_is_refused_where_it_is_made(db: Database) -> None:
+    story = await JobStory.created(db)
+    problem = f.Problem(code="internal_error", message="x" * 70_000)
+    with pytest.raises(ValueError, match="larger than a fact may be"):
+        await story.tell(f.DataRejected(problem=problem))
+    assert (await story.doc())["seq"] == 1

@@ -13,8 +13,10 @@ from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.contract.envelope import Envelope
 from luthier_common.contract.topics import DEAD_LETTERS, TOPICS, Kind, partition_of
+from luthier_common.journal import relay
 from luthier_common.journal.auditor import audit
-from luthier_common.kit.broker import Message, Part, Reader, Writer, build_broker, hear, listening
+from luthier_common.kit.broker import Message, Part, Reader, Writer, build_broker, ensure_topics, hear, listening
+from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database
 from luthier_stack.settings import StackSettings
 from luthier_stack.stack import Stack
@@ -130,3 +132,30 @@ async def test_a_broker_that_lost_its_log_loses_no_event(db: Database, journal: 
         await until(lambda: emptied(db), within_s=40, what="empty outboxes after the loss")
         for story in (before, during):
             assert await told(db, story) == list(range(1, (await story.doc())["seq"] + 1))
+
+
+async def test_what_gathered_while_the_broker_was_away_is_told_in_several_passes(
+    db: Database, journal: Journal, kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_FACTS", 7)
+    stories = [await (await JobStory.created(db)).in_training() for _ in range(4)]
+    for story in stories:
+        assert (await story.tell(*(make_step(step) for step in range(1, 31)), attempt=1)).applied
+    async with journal(kafka_url):
+        await until(lambda: emptied(db), what="empty outboxes")
+    for story in stories:
+        assert await told(db, story) == list(range(1, (await story.doc())["seq"] + 1))
+
+
+async def test_a_relay_without_leases_publishes_nothing_and_takes_over_when_they_are_released(
+    db: Database, kafka_url: str
+) -> None:
+    await ensure_topics(kafka_url)
+    writer = Writer(kafka_url)
+    one, two = (relay.Relay(db, writer, owner=name, source="s", clock=SystemClock()) for name in ("one", "two"))
+    assert await one.step() == 0
+    await JobStory.created(db)
+    assert await two.step() == 0
+    await one.release()
+    await until(two.step, within_s=5, what="the second relay to take over")
+    await writer.close()

@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 
-from builders.jobs import JobStory
+from builders.jobs import JobStory, make_step
 from builders.trainer_node import NODE, World
 from builders.waiting import until
 from luthier_common.contract import events as f
+from luthier_common.journal.advance import Outcome
+from luthier_common.kit.errors import TransientError
 from luthier_trainer.checkpoints import verify
+from luthier_trainer.domain import Claim
+from luthier_trainer.store import Store
 from luthier_trainer.supervisor import Supervisor
 
 LONG = {"n_epochs": 20, "total_steps": 2000}
@@ -198,6 +202,19 @@ async def test_data_that_teaches_nothing_fails_the_job_with_a_reason(world: Worl
         doc = await reach(story, "failed")
         await freed(world)
     assert (doc["error"]["code"], doc["error"]["owner"]) == ("nothing_to_learn", "user")
+
+
+async def test_what_must_be_told_waits_for_a_full_outbox_and_steps_do_not(world: World) -> None:
+    supervisor = world.supervisor()
+    await supervisor.renew()
+    story = await world.job()
+    await world.place(story)
+    filling = [{"seq": number} for number in range(500)]
+    await world.db["jobs"].update_one({"_id": story.id}, {"$set": {"outbox": filling, "phase": "pausing"}})
+    store, claim = Store(world.db, NODE), Claim(story.id, 1, (0,), None)
+    assert (await store.state(claim, [make_step(1)])).outcome is Outcome.FULL
+    with pytest.raises(TransientError):
+        await store.state(claim, f.RunPaused(step=None), op_id="RunPaused")
 
 
 async def start_service(world: World, mongo_url: str) -> asyncio.subprocess.Process:

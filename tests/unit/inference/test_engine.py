@@ -226,6 +226,14 @@ async def test_missing_base_is_told(tmp_path: Path, tiny_base: Path) -> None:
         Engine(tmp_path)
 
 
+async def test_a_request_that_cannot_be_computed_fails_and_leaves_nothing_behind(engine: Engine) -> None:
+    async with asyncio.timeout(20):
+        with pytest.raises(EngineFailedError):
+            await collect(engine, Generation((10**6,)))
+        assert await answer(engine, greedy(engine, "Hello"))
+    await until(lambda: engine.num_pending == 0)
+
+
 async def test_stopping_fails_what_is_under_way(tiny_base: Path) -> None:
     engine = Engine(tiny_base)
     asked = greedy(engine, "Hello", max_tokens=230, frequency_penalty=-1000.0)

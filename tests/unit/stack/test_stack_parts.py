@@ -1,5 +1,6 @@
 """The runner's pure parts."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from luthier_stack.binaries import find_mongod
 from luthier_stack.errors import ServerUnavailableError
-from luthier_stack.logs import readable
+from luthier_stack.logs import copy_lines, readable
 from luthier_stack.part import tied_to_this_process
 from luthier_stack.secret import secret_in
 from luthier_stack.settings import StackSettings
@@ -58,3 +59,13 @@ def test_a_command_whose_starter_is_gone_does_not_run(tmp_path: Path) -> None:
     command[4] = "1999999999"
     assert subprocess.run(command).returncode == 70
     assert not (tmp_path / "ran").exists()
+
+
+async def test_a_child_is_read_to_its_end_when_its_log_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = asyncio.StreamReader()
+    stream.feed_data(b"first\nlast\n")
+    stream.feed_eof()
+    await copy_lines("api", stream, tmp_path)
+    assert [line.rpartition("| ")[2] for line in capsys.readouterr().out.splitlines()] == ["first", "last"]

@@ -1,12 +1,22 @@
 """Progress lines, and the end of a run that makes none."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
+
+from luthier_trainer.domain import Assignment
+from luthier_trainer.executor import LocalChild
+from luthier_trainer.insisting import Insist
 from luthier_trainer.protocol import Evaluated, Progress, parse_progress
+from luthier_trainer.telling import Teller
 from luthier_trainer.training.progress import ProgressWriter
 
 STALLED = """
@@ -67,3 +77,20 @@ def test_a_run_without_progress_is_aborted_with_every_stack() -> None:
     assert done.stdout == b"stalled\n"
     assert b"time.sleep" not in done.stdout
     assert b'File "<string>"' in done.stderr
+
+
+async def test_a_childs_endless_line_ends_the_run_and_does_not_hang_it(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    command = "import os, sys; os.write(int(sys.argv[1]), b'x' * 3_000_000)"
+    child = LocalChild(
+        await asyncio.create_subprocess_exec(sys.executable, "-c", command, str(writing), pass_fds=(writing,)), reading
+    )
+    os.close(writing)
+    run = cast("Assignment", SimpleNamespace(last_step=0, total_steps=6))
+    nothing = cast("Any", None)
+    teller = Teller(run, nothing, nothing, Insist(1.0), tmp_path, every_s=1.0)
+    async with asyncio.timeout(20):
+        with pytest.raises(ValueError, match="limit"):
+            await teller.follow(child.reports())
+        child.kill()
+        await child.wait()

@@ -1,6 +1,7 @@
 """Log lines of the parts: one file each below the home, and one common form on the terminal."""
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -58,11 +59,12 @@ async def copy_lines(name: str, stream: asyncio.StreamReader, path: Path) -> Non
 def _write(name: str, lines: list[bytes], path: Path) -> None:
     if not lines:
         return
-    descriptor = open_for_append(path)
-    with os.fdopen(descriptor, "ab") as file:
+    # A full disk or a closed terminal must not end the copying: the child would block on its full pipe.
+    with contextlib.suppress(OSError), os.fdopen(open_for_append(path), "ab") as file:
         file.write(b"\n".join(lines) + b"\n")
-    for line in lines:
-        show(name, readable(line.decode(errors="replace").rstrip("\r")))
+    with contextlib.suppress(OSError):
+        for line in lines:
+            show(name, readable(line.decode(errors="replace").rstrip("\r")))
 
 
 def readable(line: str) -> str:

@@ -126,7 +126,10 @@ class Part:
         quick_deaths = 0
         while not self._stop_asked.is_set():
             started_at = time.monotonic()
-            returncode = await self._run_once()
+            try:
+                ended = _describe(await self._run_once())
+            except OSError as error:  # no disk, no room for a process: tried again like a death
+                ended = f"cannot be run: {error.strerror}"
             if self._stop_asked.is_set():
                 return
             if not self._alive.is_set():
@@ -134,8 +137,8 @@ class Part:
             self._alive.clear()
             self.restart_count += 1
             quick_deaths = 1 if time.monotonic() - started_at > STEADY_AFTER_S else quick_deaths + 1
-            delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (quick_deaths - 1))
-            self._say(f"{_describe(returncode)}; starting it again in {delay_s:.1f} s")
+            delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(quick_deaths - 1, 10))
+            self._say(f"{ended}; starting it again in {delay_s:.1f} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_asked.wait(), delay_s)
 

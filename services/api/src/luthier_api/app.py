@@ -9,7 +9,7 @@ from luthier_api.deps import Process, providers
 from luthier_api.dialects import openai
 from luthier_api.docs import describe_errors_and_uploads, openapi_config
 from luthier_api.exceptions import handlers
-from luthier_api.middleware import Authentication, Tracing, add_request_id, check_scope
+from luthier_api.middleware import Authentication, Tracing, add_request_id, check_query, check_scope
 from luthier_common.kit.health import Health
 
 
@@ -35,7 +35,7 @@ def build_app(process: Process) -> Litestar:
             "health": Provide(lambda: process.health, sync_to_thread=False),
         },
         middleware=[Tracing(), Authentication(process.keys)],
-        guards=[check_scope],
+        guards=[check_scope, check_query],
         before_send=[add_request_id],
         exception_handlers=handlers(),
         openapi_config=openapi_config(),

@@ -5,6 +5,9 @@ import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 
+from luthier_api.errors import bad_cursor
+from luthier_common.contract.ids import canonical_id
+
 MAX_FILENAME_BYTES = 255
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -47,6 +50,13 @@ class Page:
     limit: int
     after: str | None = None
     ascending: bool = False
+
+    def after_a(self, prefix: str) -> "Page":
+        """The same slice of a list of ids with this prefix; ApiError when `after` cannot be one of them."""
+        after = self.after if self.after is None else canonical_id(self.after)
+        if after is not None and not after.startswith(prefix):
+            raise bad_cursor(f"an item of this list ({prefix}...)")
+        return Page(self.limit, after, self.ascending)
 
 
 def clean_filename(name: str) -> str:

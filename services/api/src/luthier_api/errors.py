@@ -111,6 +111,11 @@ def error_body(message: str, kind: str, param: str | None, code: str | None) -> 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def bad_cursor(what: str) -> ApiError:
+    """`after` names no item that the list could hold."""
+    return ApiError(ErrorCode.INVALID_CURSOR, f"after must be the id of {what}.", param="after")
+
+
 def not_found(what: str, thing_id: str) -> ApiError:
     """The one answer for what does not exist and for what belongs to others."""
     return ApiError(ErrorCode.NOT_FOUND, f"No such {what}: {thing_id[:200]}", param="id")

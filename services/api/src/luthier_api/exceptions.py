@@ -24,6 +24,7 @@ _BY_STATUS = {
 _REQUIRED = ("Field required", "Missing required")
 _UNKNOWN = "Extra inputs are not permitted"
 RETRY_AFTER_S = 1
+MAX_PARAM = 200
 
 
 def handlers() -> ExceptionHandlersMap:
@@ -57,7 +58,7 @@ def invalid(error: ValidationException) -> ApiError:
     """The first finding, naming the parameter by its path."""
     extra: Any = error.extra or []
     first = extra[0] if isinstance(extra, list) and extra else {}
-    param = str(first.get("key") or "") or None
+    param = str(first.get("key") or "")[:MAX_PARAM] or None
     message = str(first.get("message") or error.detail).removeprefix("Value error, ")
     if message.startswith(_REQUIRED):
         return ApiError(ErrorCode.MISSING_PARAMETER, f"Missing required parameter: '{param}'.", param=param)

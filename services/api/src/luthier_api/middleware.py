@@ -18,6 +18,7 @@ from luthier_common.kit.telemetry import tracer, use_traceparent
 
 PUBLIC = "public"
 SCOPE = "scope"
+FILTERS = "filters_metadata"
 _ID = "request_id"
 
 
@@ -86,6 +87,17 @@ async def check_scope(connection: ASGIConnection[Any, Principal, Any, Any], hand
     if needed is None or not connection.user.may(str(needed)):
         message = f"This API key lacks the scope {needed}."
         raise ApiError(ErrorCode.MISSING_SCOPE, message, headers={"x-should-retry": "false"})
+
+
+def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Refuse a query parameter that the route does not read: a filter that is ignored answers another question."""
+    if handler.opt.get(PUBLIC):
+        return
+    known = handler.parsed_fn_signature.parameters
+    for name in connection.query_params:
+        if name not in known and not (handler.opt.get(FILTERS) and name.partition("[")[0] == "metadata"):
+            message = f"Unrecognized query parameter: {name[:100]}"
+            raise ApiError(ErrorCode.UNKNOWN_PARAMETER, message, param=name[:100])
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

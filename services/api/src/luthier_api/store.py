@@ -149,7 +149,8 @@ class Repository:
         if not newest:
             return 0
         last = int(newest[0]["seq"])
-        if await self._db["events"].count_documents(mine) == last:
+        # Up to `last` only: a row that arrives meanwhile must not make up for a missing one.
+        if await self._db["events"].count_documents(mine | {"seq": {"$lte": last}}) == last:
             return last
         expected = 0
         async for row in self._db["events"].find(mine, {"seq": 1, "_id": 0}).sort("seq", 1):

@@ -39,13 +39,20 @@ class JobLoop:
     async def look(self) -> None:
         """Reject what can never be read, start what can be read now; does not wait for checks."""
         for job in await self._store.checking_jobs():
-            wanted = files_of(JobSpec.model_validate(job["spec"]))
-            files = await self._store.read_files(list(wanted.values()))
-            ready = readiness({role: files.get(file_id) for role, file_id in wanted.items()})
-            if isinstance(ready, Problem):
-                await self._reject(job, ready)
-            elif ready:
-                self._workers.start(f"check/{job['_id']}", partial(self._check, job["_id"]))
+            try:
+                await self._look_at(job)
+            except (ValueError, LookupError, TypeError):
+                # One job that cannot be read must not keep all others from being checked.
+                log.exception("the job cannot be checked", extra={"job_id": job["_id"]})
+
+    async def _look_at(self, job: Doc) -> None:
+        wanted = files_of(JobSpec.model_validate(job["spec"]))
+        files = await self._store.read_files(list(wanted.values()))
+        ready = readiness({role: files.get(file_id) for role, file_id in wanted.items()})
+        if isinstance(ready, Problem):
+            await self._reject(job, ready)
+        elif ready:
+            self._workers.start(f"check/{job['_id']}", partial(self._check, job["_id"]))
 
     async def _check(self, job_id: str) -> None:
         job = await self._store.read_job(job_id)
@@ -74,7 +81,7 @@ class JobLoop:
         training = datasets["training"]
         fact = DataAccepted(num_examples=training["num_examples"], num_tokens=training["num_tokens"])
         with use_traceparent(job.get("trace")):
-            accepted = await self._store.state_of_job(job_id, fact)
+            accepted = await self._store.state_of_job(job, fact)
         log.info("accepted", extra={"job_id": job_id, "outcome": accepted.outcome})
 
     async def _process(
@@ -108,12 +115,12 @@ class JobLoop:
             sha256=file["sha256"],
         )
         with use_traceparent(job.get("trace")):
-            stated = await self._store.state_of_job(job["_id"], fact)
+            stated = await self._store.state_of_job(job, fact)
         return fact.model_dump(mode="json") if stated.done else None
 
     async def _reject(self, job: Doc, problem: Problem, report_key: str | None = None) -> None:
         with use_traceparent(job.get("trace")):
-            rejected = await self._store.state_of_job(job["_id"], DataRejected(problem=problem, report_key=report_key))
+            rejected = await self._store.state_of_job(job, DataRejected(problem=problem, report_key=report_key))
         log.info("rejected", extra={"job_id": job["_id"], "code": problem.code, "outcome": rejected.outcome})
 
 

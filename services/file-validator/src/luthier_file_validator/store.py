@@ -68,6 +68,9 @@ class Store:
             await ledger.release(self.db, f"file/{file_id}")
         return stated
 
-    async def state_of_job(self, job_id: str, fact: DatasetProcessed | DataAccepted | DataRejected) -> Advanced:
-        op_id = None if isinstance(fact, DatasetProcessed) else fact.type
-        return await advance(self.db, Kind.JOB, job_id, fact, actor=ACTOR, op_id=op_id)
+    async def state_of_job(self, job: Doc, fact: DatasetProcessed | DataAccepted | DataRejected) -> Advanced:
+        """State a fact of the job as it was read: one that was restarted since is checked anew."""
+        generation = job["generation"]
+        op_id = None if isinstance(fact, DatasetProcessed) else f"{generation}/{fact.type}"
+        match = {"generation": generation}
+        return await advance(self.db, Kind.JOB, job["_id"], fact, actor=ACTOR, op_id=op_id, match=match)

@@ -1,5 +1,6 @@
 """Answers: finds the base, brings its adapter, and lets the engine speak."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ class Serving:
         base = await self.base(body.base)
         if body.adapter is not None:
             await self.load_adapter(base, body.adapter)
-        ids = prompt_ids(base, body.messages)
+        # Megabytes of text take seconds: the node must go on answering and renewing itself.
+        ids = await asyncio.to_thread(prompt_ids, base, body.messages)
         name = adapter_name(body.adapter)
         return Prepared(base, Generation(ids, name, body.sampling), body.adapter)
 

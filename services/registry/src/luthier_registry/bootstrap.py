@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from datetime import timedelta
 
 from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.kit import ledger, presence
@@ -20,6 +21,8 @@ from luthier_registry.store import Store
 
 # Copying or converting a large model may rightly take this long.
 _SLOW_WORK_S = 3600.0
+# A write that is older was left by a process that died.
+_UNFINISHED_FOR = timedelta(days=1)
 
 
 async def main(room: Room) -> None:
@@ -43,4 +46,9 @@ async def main(room: Room) -> None:
     room.spawn("stage", room.every(settings.tick_s, registrar.look, wake_staging, stale_after_s=_SLOW_WORK_S))
     room.spawn("settle", room.every(settings.tick_s, settler.look, wake_settling))
     room.spawn("presence", room.every(settings.renew_s, lambda: presence.announce(db, "registry", instance)))
-    room.spawn("sweep", room.every(settings.sweep_s, lambda: ledger.sweep(db, objects), stale_after_s=_SLOW_WORK_S))
+
+    async def sweep() -> None:
+        await ledger.sweep(db, objects)
+        await objects.sweep(_UNFINISHED_FOR)
+
+    room.spawn("sweep", room.every(settings.sweep_s, sweep, stale_after_s=_SLOW_WORK_S))

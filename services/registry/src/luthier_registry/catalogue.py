@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from luthier_registry.settings import RegistrySettings
 from luthier_registry.store import Store
 
 log = logging.getLogger(__name__)
+REST_S = 300.0
+"""A source that failed is tried again after this: it may have been a full disk or a killed child."""
 SYSTEM = {"org": "system", "project": "system"}
 _UNFIT_FOR_PATHS = re.compile(r"[^A-Za-z0-9._-]+")
 _CHILD_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -47,16 +50,18 @@ class Catalogue:
         self._settings = settings
         self._done: set[_Source] = set()
         self._refused: dict[_Source, str] = {}
+        self._rests_until_s: dict[_Source, float] = {}
 
     async def look(self) -> None:
         """Make sure that every base that has a source is in the catalogue."""
         for source in self._sources():
-            if source in self._done or source in self._refused:
+            if source in self._done or self._rests_until_s.get(source, 0.0) > time.monotonic():
                 continue
             try:
                 await self._take(source)
             except (BaseImportError, ValueError) as error:
                 self._refused[source] = str(error)
+                self._rests_until_s[source] = time.monotonic() + REST_S
                 log.error("not a base model: %s", error, extra={"base": source.name})  # noqa: TRY400 (the cause is said)
 
     async def missing(self) -> str | None:
@@ -86,6 +91,7 @@ class Catalogue:
                 revision = await asyncio.to_thread(file_sha256, source.path)
                 if not await self._is_there(source.name, revision):
                     bundle = self._bundle_path(source.name, revision)
+                    await asyncio.to_thread(_drop_unfinished, bundle)
                     await _convert(source, bundle)
                     await self._publish(source, bundle)
                     await asyncio.to_thread(shutil.rmtree, bundle, ignore_errors=True)
@@ -153,12 +159,19 @@ def _source(name: str, path: Path) -> _Source | None:
     return None
 
 
+def _drop_unfinished(bundle: Path) -> None:
+    """What a killed conversion of this very bundle left beside it, as large as the bundle itself."""
+    for left in bundle.parent.glob(f".{bundle.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 async def _convert(source: _Source, bundle: Path) -> None:
     """Convert in a process of its own: it needs memory once, and no credentials."""
     bundle.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: os.environ[name] for name in _CHILD_VARIABLES if name in os.environ}
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "luthier_registry.gguf_import", str(source.path), str(bundle), "--name", source.name,
+        "--parent-pid", str(os.getpid()),
         env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

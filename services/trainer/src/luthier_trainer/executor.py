@@ -64,6 +64,8 @@ class LocalExecutor:
             PROGRESS_FD_VARIABLE: str(writing),
             PARENT_PID_VARIABLE: str(os.getpid()),
             "HOME": str(run_dir),
+            # NVML counts in this order; CUDA's own, fastest first, would name other GPUs.
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
             "OMP_NUM_THREADS": str(num_threads),
             # Threads that spin while they wait slow a run down several times where cores are shared.
@@ -100,6 +102,7 @@ class LocalChild:
     def __init__(self, process: asyncio.subprocess.Process, progress: int) -> None:
         self._process = process
         self._progress = progress
+        self._is_swept = False
 
     async def reports(self) -> AsyncIterator[Progress]:
         """Lines until the child's end; one that cannot be read is logged and skipped."""
@@ -121,6 +124,10 @@ class LocalChild:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """Its whole group; once more after its end, for what it left behind, and never again: ids are reused."""
+        if self._is_swept:
+            return
+        self._is_swept = self._process.returncode is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

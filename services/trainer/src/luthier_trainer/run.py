@@ -5,6 +5,7 @@ The lease is renewed all the while, and its reply says what is wanted. Slots are
 
 import asyncio
 import logging
+import signal
 import time
 from contextlib import suppress
 
@@ -117,6 +118,8 @@ class Run:
             return run_failed(FailureReason.INTERNAL, type(error).__name__)
 
     async def _train_or_raise(self) -> RunFact:
+        if self._is_over:
+            raise AttemptOverError("it ended before it began")
         directory = self._workplace.make(self._run.claim)
         preparation = Preparation(self._run, self._store, self._objects, self._settings)
         await self._insist(lambda: preparation.prepare(directory, bool(self._gpus)))
@@ -137,6 +140,9 @@ class Run:
                 return self._paused(report)
             case Failed() as report:
                 return failure_of(report)
+            case _ if code == -signal.SIGTERM and (self._is_pausing or self._is_leaving):
+                # It was asked before it could listen, so it had begun nothing.
+                return self._stopped_early()
             case _:
                 log.error("the child ended without a word", extra={"exit_code": code})
                 return run_failed(FailureReason.RUN_CRASHED, f"The training process ended with code {code}.")
@@ -149,7 +155,7 @@ class Run:
         return run_failed(FailureReason.RUN_CRASHED, "The training process was told to stop by nobody here.")
 
     def _stopped_early(self) -> RunFact:
-        """The ending of a run that was stopped before it had a child."""
+        """The ending of a run that was stopped before its child had begun."""
         if self._is_pausing:
             return RunPaused(step=self._run.checkpoint.step if self._run.checkpoint else None)
         return _left()

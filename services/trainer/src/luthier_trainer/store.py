@@ -87,11 +87,18 @@ class Store:
     async def state(
         self, claim: Claim, facts: Fact | Sequence[Fact], *, op_id: str | None = None, also: Doc | None = None
     ) -> Advanced:
-        """State facts of a run; `op_id` is completed with the attempt."""
+        """State facts of a run; `op_id` is completed with the attempt. Only steps may find the outbox full.
+
+        Everything else must be told in the end: a full outbox is a TransientError, to be tried again.
+        """
         op = None if op_id is None else f"{claim.attempt}/{op_id}"
-        return await advance(
+        told = await advance(
             self.db, Kind.JOB, claim.job_id, facts, actor=ACTOR, attempt=claim.attempt, op_id=op, also=also
         )
+        listed = [facts] if isinstance(facts, Fact) else facts
+        if told.outcome is Outcome.FULL and not all(fact.bulk for fact in listed):
+            raise TransientError("the job's outbox is full")
+        return told
 
     async def free(self, claim: Claim) -> None:
         """Write the usage ledger, then free the slots. Done twice it changes nothing."""

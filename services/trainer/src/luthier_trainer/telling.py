@@ -61,16 +61,18 @@ class Teller:
         """Tell everything; raises AttemptOverError when the attempt is no longer the job's."""
 
         async def read() -> None:
-            async for report in reports:
-                self._reports.put_nowait(report)
-            self._reports.put_nowait(None)
+            try:
+                async for report in reports:
+                    self._reports.put_nowait(report)
+            finally:
+                self._reports.put_nowait(None)
 
         reading = asyncio.create_task(read())
         try:
             while (report := await self._next()) is not None:
                 await self._take(report)
-            while self._steps:
-                await self._tell_steps()
+            await self._tell_all_steps()
+            await reading
         finally:
             reading.cancel()
             await asyncio.wait({reading})

@@ -10,7 +10,7 @@ from typing import Any
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import Fact
 from luthier_common.contract.lifecycle import LIFECYCLES, NEW, Lifecycle
-from luthier_common.contract.topics import COLLECTIONS, Kind, partition_of
+from luthier_common.contract.topics import COLLECTIONS, MAX_FACT_BYTES, Kind, partition_of
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import AFTER, DRIVER_ERRORS, Database, Doc, DuplicateKeyError
@@ -230,6 +230,10 @@ def _phase_fields(phase: str, life: Lifecycle) -> Doc:
 def _appends(facts: Sequence[Fact], actor: Actor, phase: str | None, life: Lifecycle) -> Doc:
     """The outbox entries. They read generation and attempt from the document as the facts left them."""
     trace = current_traceparent()
+    for fact in facts:
+        # Refused where it is made: a message that the broker refuses would stop the relay for everyone.
+        if len(fact.model_dump_json()) > MAX_FACT_BYTES:
+            raise ValueError(f"{fact.type} is larger than a fact may be")
     entries = [
         {
             "seq": {"$add": ["$seq", number]},

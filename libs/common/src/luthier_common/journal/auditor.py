@@ -8,6 +8,7 @@ from luthier_common.journal.projector import EVENTS
 from luthier_common.kit.mongo import Database, Doc
 
 log = logging.getLogger(__name__)
+THINGS_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,25 @@ async def audit(db: Database, *, older_than_s: float = 60.0) -> list[Finding]:
 
 async def _holes(db: Database, kind: Kind, name: str, older_than_s: float) -> list[Finding]:
     """Rows are read after the document: an entry leaves the outbox only when its row is there."""
-    age = {"$subtract": ["$$NOW", "$updated_at"]}
-    recent: Doc = {"$expr": {"$and": [{"$gt": [age, int(older_than_s * 1000)]}, {"$lt": [age, 24 * 3600 * 1000]}]}}
+    since, until = ({"$subtract": ["$$NOW", int(age_s * 1000)]} for age_s in (24 * 3600, older_than_s))
+    recent: Doc = {"$expr": {"$and": [{"$gt": ["$updated_at", since]}, {"$lt": ["$updated_at", until]}]}}
+    things = db[name].find(recent, {"seq": 1, "outbox.seq": 1})
     holes: list[Finding] = []
-    async for thing in db[name].find(recent, {"seq": 1, "outbox.seq": 1}):
+    while batch := await things.to_list(THINGS_AT_ONCE):
+        holes += await _holes_of(db, kind, batch)
+    return holes
+
+
+async def _holes_of(db: Database, kind: Kind, things: list[Doc]) -> list[Finding]:
+    query: Doc = {"kind": str(kind), "thing": {"$in": [thing["_id"] for thing in things]}}
+    counted: list[Doc] = [{"$match": query}, {"$group": {"_id": "$thing", "rows": {"$sum": 1}}}]
+    num_rows = {row["_id"]: row["rows"] async for row in db[EVENTS].aggregate(counted)}
+    holes: list[Finding] = []
+    for thing in things:
         waiting = {entry["seq"] for entry in thing["outbox"]}
-        query = {"kind": str(kind), "thing": thing["_id"]}
-        if await db[EVENTS].count_documents(query) + len(waiting) >= thing["seq"]:
+        if num_rows.get(thing["_id"], 0) + len(waiting) >= thing["seq"]:
             continue
+        query = {"kind": str(kind), "thing": thing["_id"]}
         present = {row["seq"] async for row in db[EVENTS].find(query, {"seq": 1})}
         missing = set(range(1, thing["seq"] + 1)) - present - waiting
         if missing:

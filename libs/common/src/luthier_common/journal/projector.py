@@ -87,9 +87,8 @@ class Projector:
         if self._clock.monotonic_s() - self._renewed_at_s < LEASE_S / 3:
             return
         before = set(self._held)
-        for kind, topic in TOPICS.items():
-            for number in range(topic.num_partitions):
-                await self._renew_one(Part(TOPICS[kind].name, number))
+        parts = [Part(topic.name, number) for topic in TOPICS.values() for number in range(topic.num_partitions)]
+        await asyncio.gather(*(self._renew_one(part) for part in parts))
         self._renewed_at_s = self._clock.monotonic_s()
         if set(self._held) != before:
             self._assigned = False
@@ -145,7 +144,8 @@ class Projector:
             await self._db[EVENTS].insert_many(rows, ordered=False)
         except BulkWriteError as error:
             failed = {fault["index"] for fault in error.details["writeErrors"]}
-            if any(fault["code"] != 11000 for fault in error.details["writeErrors"]):
+            is_unsure = bool(error.details["writeConcernErrors"])  # written, but it may not survive: nothing to trim by
+            if is_unsure or any(fault["code"] != 11000 for fault in error.details["writeErrors"]):
                 raise TransientError("event rows could not be written") from error
             known = [rows[index] for index in sorted(failed)]
             return [row for index, row in enumerate(rows) if index not in failed] + await self._equal(known)

@@ -7,6 +7,7 @@ again by the clock.
 import asyncio
 import logging
 from collections import defaultdict
+from itertools import islice
 from typing import Any
 
 from luthier_common.contract.envelope import Actor, Envelope
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 LEASE_S = 3.0
 MARGIN_S = 0.5
 MAX_THINGS = 200
+MAX_FACTS = 2000
+"""At once to one partition: after a long outage, what waits must not outlast the lease."""
+ALL_PARTS = tuple((kind, part) for kind, topic in TOPICS.items() for part in range(topic.num_partitions))
 
 
 class Relay:
@@ -32,15 +36,18 @@ class Relay:
         self._owner = owner
         self._source = source
         self._clock = clock
+        self._ask_at: dict[tuple[Kind, int], float] = {}
         self._held_until: dict[tuple[Kind, int], float] = {}
         self._held: dict[tuple[Kind, int], leases.Lease] = {}
 
     async def step(self) -> int:
         """Publish what waits in my partitions once; the number of facts published."""
+        await asyncio.gather(*(self._hold(kind, part) for kind, part in ALL_PARTS))
+        found = await asyncio.gather(*(self._find_unsent(kind) for kind in TOPICS))
         sent = 0
-        for kind, topic in TOPICS.items():
-            for part in [p for p in range(topic.num_partitions) if await self._hold(kind, p)]:
-                sent += await self._drain(kind, part)
+        for kind, things in zip(TOPICS, found, strict=True):
+            for part in sorted({int(thing["part"]) for thing in things}):
+                sent += await self._publish(kind, part, [thing for thing in things if thing["part"] == part])
         return sent
 
     async def release(self) -> None:
@@ -48,25 +55,33 @@ class Relay:
             await leases.release(self._db, lease)
         self._held.clear()
         self._held_until.clear()
+        self._ask_at.clear()
 
-    async def _hold(self, kind: Kind, part: int) -> bool:
+    async def _hold(self, kind: Kind, part: int) -> None:
+        """Take or renew a lease when it is time to; one that another holds is not asked for at every wake-up."""
         now = self._clock.monotonic_s()
-        if now < self._held_until.get((kind, part), 0.0) - LEASE_S / 2:
-            return True
+        if now < self._ask_at.get((kind, part), now):
+            return
         lease = await leases.acquire(self._db, f"relay/{kind}/{part}", self._owner, LEASE_S)
+        self._ask_at[(kind, part)] = now + (LEASE_S / 3 if lease is None else LEASE_S / 2)
         if lease is None:
             self._held.pop((kind, part), None)
             self._held_until.pop((kind, part), None)
-            return False
-        self._held[(kind, part)] = lease
-        self._held_until[(kind, part)] = now + LEASE_S
-        return True
+        else:
+            self._held[(kind, part)] = lease
+            self._held_until[(kind, part)] = now + LEASE_S
 
-    async def _drain(self, kind: Kind, part: int) -> int:
-        query = {"part": part, "unsent": True}
-        fields = {"org": 1, "project": 1, "outbox": 1}
-        things = await self._db[COLLECTIONS[kind]].find(query, fields).limit(MAX_THINGS).to_list(MAX_THINGS)
-        envelopes = [envelope for thing in things for envelope in _unsent(kind, thing)]
+    async def _find_unsent(self, kind: Kind) -> list[Doc]:
+        parts = [part for held_kind, part in self._held if held_kind == kind]
+        query = {"part": {"$in": parts}, "unsent": True}
+        fields = {"org": 1, "project": 1, "part": 1, "outbox": 1}
+        if not parts:
+            return []
+        return await self._db[COLLECTIONS[kind]].find(query, fields).limit(MAX_THINGS).to_list(MAX_THINGS)
+
+    async def _publish(self, kind: Kind, part: int, things: list[Doc]) -> int:
+        waiting = (envelope for thing in things for envelope in _unsent(kind, thing))
+        envelopes = list(islice(waiting, MAX_FACTS))
         if not envelopes or self._clock.monotonic_s() > self._held_until[(kind, part)] - MARGIN_S:
             return 0
         messages = [Message(e.thing.encode(), e.value(), e.headers(self._source)) for e in envelopes]
@@ -152,7 +167,8 @@ async def run_relay(
 
 async def wake_on_change(db: Database, wake: asyncio.Event) -> None:
     """Set `wake` soon after any process has filled an outbox. A hint only: losing it costs one idle interval."""
-    seen = [{"$match": {"$or": [{"operationType": "insert"}, {"updateDescription.updatedFields.unsent": True}]}}]
+    filled = {"$or": [{"operationType": "insert"}, {"updateDescription.updatedFields.unsent": True}]}
+    seen = [{"$match": {"ns.coll": {"$in": list(COLLECTIONS.values())}, **filled}}]
     while True:
         try:
             async with db.watch([*seen, {"$project": {"_id": 1}}], max_await_time_ms=1000) as stream:

@@ -13,6 +13,7 @@ from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
 
 COLLECTION = "bases"
+LOCK_POLL_S = 0.1
 TEXT_FILES = ("tokenizer.json", "chat_template.jinja", "text.json")
 """All that turning rows into tokens needs."""
 
@@ -56,7 +57,8 @@ async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: 
         return
     lock = os.open(target / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        while not _is_locked(lock):  # noqa: ASYNC110 - waiting in a thread would take it from the one who downloads
+            await asyncio.sleep(LOCK_POLL_S)
         for file in missing:
             path = target / file["name"]
             if not _is_there(path, file):
@@ -67,6 +69,14 @@ async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: 
                 part.replace(path)
     finally:
         os.close(lock)
+
+
+def _is_locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sha256_of(path: Path) -> str:

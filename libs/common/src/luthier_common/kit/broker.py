@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAlreadyExistsError
 from aiokafka.structs import TopicPartition
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
+from faststream.kafka import Topic as StreamTopic
 from faststream.kafka import TopicPartition as StreamPartition
 from faststream.kafka.annotations import KafkaMessage
 
@@ -52,16 +53,28 @@ class Record:
     headers: tuple[tuple[str, bytes], ...]
 
 
-async def ensure_topics(url: str, *, replication: int = -1) -> None:
-    """Create the topics of the contract where they are missing. `replication` -1 takes the broker's default."""
+async def ensure_topics(url: str, *, replication: int = -1, topics: Sequence[Topic] = ALL_TOPICS) -> None:
+    """Create topics where they are missing, and the partitions that a topic made by someone else lacks.
+
+    A broker that makes topics by itself gives them its own number: what belongs on the others could never be told.
+    `replication` -1 takes the broker's default.
+    """
     admin = AIOKafkaAdminClient(bootstrap_servers=url, request_timeout_ms=REQUEST_TIMEOUT_MS)
     await asyncio.wait_for(admin.start(), 10)
     try:
-        known = set(await admin.list_topics())
-        missing = [topic for topic in ALL_TOPICS if topic.name not in known]
-        for topic in missing:
-            with suppress(TopicAlreadyExistsError):
-                await _create_topic(admin, topic, replication)
+        described = await asyncio.wait_for(admin.describe_topics(), 10)
+        known = {topic["topic"]: len(topic["partitions"]) for topic in described}
+        for topic in topics:
+            if topic.name not in known:
+                with suppress(TopicAlreadyExistsError):
+                    await _create_topic(admin, topic, replication)
+            elif known[topic.name] < topic.num_partitions:
+                log.warning("the topic %s has too few partitions: adding what it lacks", topic.name)
+                grown = {topic.name: NewPartitions(topic.num_partitions)}
+                try:
+                    await asyncio.wait_for(admin.create_partitions(grown), 10)
+                except KafkaError as error:
+                    raise TransientError(f"topic {topic.name} could not be given more partitions") from error
     finally:
         await asyncio.wait_for(admin.close(), 3)
 
@@ -242,9 +255,9 @@ def hear(broker: KafkaBroker, topics: Sequence[Topic], on_fact: OnFact, *, group
     each message is acknowledged after `on_fact` returned; transient errors are retried with growing pauses and then
     delivered again; what cannot be read, or raises another error, goes to the dead letters and is acknowledged.
     """
-    for topic in topics:
+    for topic in topics:  # never declared: FastStream would create a missing one with a single partition
         if group is None:
-            parts = [StreamPartition(topic.name, number) for number in range(topic.num_partitions)]
+            parts = [StreamPartition(topic.name, number, declare=False) for number in range(topic.num_partitions)]
             subscriber = broker.subscriber(
                 partitions=parts,
                 auto_offset_reset="latest",
@@ -253,7 +266,7 @@ def hear(broker: KafkaBroker, topics: Sequence[Topic], on_fact: OnFact, *, group
             )
         else:
             subscriber = broker.subscriber(
-                topic.name,
+                StreamTopic(topic.name, declare=False),
                 group_id=group,
                 auto_offset_reset="earliest",
                 ack_policy=AckPolicy.NACK_ON_ERROR,

@@ -49,6 +49,6 @@ async def sweep(db: Database, objects: ObjectStore, *, older_than_s: float = SWE
         keys = [info.key async for info in objects.list(row["_id"])] if row["_id"].endswith("/") else [row["_id"]]
         for key in keys:
             await objects.delete(key)
-        await db[COLLECTION].delete_one({"_id": row["_id"]})
+        await db[COLLECTION].delete_one({"_id": row["_id"], "references": []})
         removed += 1
     return removed

@@ -13,6 +13,8 @@ from luthier_common.kit.settings import RoomSettings
 
 log = logging.getLogger(__name__)
 DOCUMENT_VERSION = 1
+LEFT_BEHIND_S = 24 * 3600
+"""After so long, a lease that nobody renewed and the presence of a process that is gone are forgotten."""
 DEFAULT_ORG = "org-default"
 DEFAULT_PROJECT = "proj-default"
 
@@ -23,6 +25,7 @@ def _thing_indexes() -> list[IndexModel]:
         IndexModel([("part", ASCENDING)], name="pend", partialFilterExpression={"pend": True}),
         IndexModel([("project", ASCENDING), ("_id", DESCENDING)], name="by_project"),
         IndexModel([("phase", ASCENDING), ("_id", ASCENDING)], name="by_phase"),
+        IndexModel([("updated_at", ASCENDING)], name="by_update"),
     ]
 
 
@@ -43,6 +46,8 @@ INDEXES: dict[str, list[IndexModel]] = {
     ],
     "usage": [IndexModel([("project", ASCENDING), ("from", ASCENDING)], name="by_project")],
     "api_keys": [IndexModel([("digest", ASCENDING)], name="by_digest", unique=True)],
+    "leases": [IndexModel([("until", ASCENDING)], name="ttl", expireAfterSeconds=LEFT_BEHIND_S)],
+    "presence": [IndexModel([("seen_at", ASCENDING)], name="ttl", expireAfterSeconds=LEFT_BEHIND_S)],
     "idempotency": [IndexModel([("expires_at", ASCENDING)], name="ttl", expireAfterSeconds=0)],
 }
 

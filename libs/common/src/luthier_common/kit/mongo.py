@@ -23,7 +23,7 @@ BulkWriteError = errors.BulkWriteError
 DRIVER_ERRORS: tuple[type[Exception], ...] = (
     errors.ConnectionFailure,
     errors.ExecutionTimeout,
-    errors.WTimeoutError,
+    errors.WriteConcernError,
     errors.NetworkTimeout,
 )
 """Errors after which nothing is known: the write may have happened."""

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -137,7 +137,10 @@ def _take(found: Iterator[ObjectInfo]) -> list[ObjectInfo]:
 
 
 def _sweep(scratch: Path, before: float) -> int:
-    old = [path for path in scratch.iterdir() if path.stat().st_mtime < before]
-    for path in old:
-        path.unlink(missing_ok=True)
-    return len(old)
+    num_swept = 0
+    for path in scratch.iterdir():
+        with suppress(FileNotFoundError):  # its writer has just finished
+            if path.stat().st_mtime < before:
+                path.unlink()
+                num_swept += 1
+    return num_swept

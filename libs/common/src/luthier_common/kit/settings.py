@@ -9,7 +9,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class RoomSettings(BaseSettings):
     """Where the servers are, and the intervals that all rooms share. Frozen."""
 
-    model_config = SettingsConfigDict(env_prefix="LUTHIER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="LUTHIER_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # the input holds the database's password
+    )
 
     home: Path = Field(Path(".luthier"), description="directory for caches, run directories and the embedded parts")
     mongo_url: str = Field(description="MongoDB replica set, with credentials", repr=False)

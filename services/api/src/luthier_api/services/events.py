@@ -1,7 +1,7 @@
 """What happened to a job, from the projected stream only: lines and checkpoints, contiguous, newest first."""
 
 from luthier_api.domain import Page
-from luthier_api.errors import ApiError, ErrorCode
+from luthier_api.errors import bad_cursor
 from luthier_api.store import Repository
 from luthier_api.wire.checkpoints import checkpoint_object, seq_of
 from luthier_api.wire.events import Place, place_of, render
@@ -35,7 +35,7 @@ class EventService:
         if page.after is not None:
             seq = seq_of(page.after, job["_id"])
             if seq is None:
-                raise _bad_cursor("a checkpoint")
+                raise bad_cursor("a checkpoint of this job")
             up_to = min(up_to, seq - 1)
         found: list[Wire] = []
         org_name = self._repository.principal.org_name
@@ -51,9 +51,5 @@ class EventService:
             return None
         place = place_of(page.after, job["_id"])
         if place is None:
-            raise _bad_cursor("an event")
+            raise bad_cursor("an event of this job")
         return place
-
-
-def _bad_cursor(what: str) -> ApiError:
-    return ApiError(ErrorCode.INVALID_CURSOR, f"after must be the id of {what} of this job.", param="after")

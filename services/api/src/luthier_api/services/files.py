@@ -78,8 +78,7 @@ class FileService:
         return file
 
     async def list(self, page: Page, purpose: str | None) -> list[Doc]:
-        after = canonical_id(page.after) if page.after is not None else None
-        return await self._repository.list_files(Page(page.limit, after, page.ascending), purpose)
+        return await self._repository.list_files(page.after_a(FILE_PREFIX), purpose)
 
     async def content(self, file_id: str) -> tuple[Doc, AsyncIterator[bytes]]:
         file = await self.get(file_id)

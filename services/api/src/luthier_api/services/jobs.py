@@ -70,6 +70,7 @@ class JobService:
         await self._check_limits()
         for param, file in files.items():
             if not await ledger.refer(self._db, file["object_key"], f"job/{job_id}"):
+                await ledger.release(self._db, f"job/{job_id}")
                 raise _no_file(param, file["_id"])
         spec = JobSpec(
             model=base["_id"],
@@ -90,9 +91,8 @@ class JobService:
         return job
 
     async def list(self, page: Page, metadata: Mapping[str, str] | None, *, without_metadata: bool) -> list[Doc]:
-        after = canonical_id(page.after) if page.after is not None else None
-        walled = Page(page.limit, after, page.ascending)
-        return await self._repository.list_jobs(walled, metadata, without_metadata=without_metadata)
+        page = page.after_a(JOB_PREFIX)
+        return await self._repository.list_jobs(page, metadata, without_metadata=without_metadata)
 
     async def cancel(self, job_id: str) -> Doc:
         """Cancelled at once; a second cancel finds it so."""

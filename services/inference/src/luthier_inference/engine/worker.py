@@ -47,7 +47,7 @@ class Ticket:
     def __init__(self, asked: Generation, tell: Callable[[Delta | LuthierError], None]) -> None:
         self.asked = asked
         self.tell = tell
-        self.is_cancelled = False
+        self.is_cancelled, self.is_closed = False, False
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -170,26 +170,30 @@ class Worker:
     def _admit(self) -> None:
         max_rows = self._limits.max_rows if self._model.can_batch else 1
         while self._waiting and len(self._reading) + len(self._running) < max_rows:
-            ticket = self._waiting.popleft()
+            # A ticket leaves its list last: whatever is raised, `_fail_all` finds it.
+            ticket = self._waiting[0]
             try:
                 adapter = self._use_adapter(ticket.asked.adapter)
                 row = Row(ticket.asked, adapter, self._text, self._model.device)
             except LuthierError as error:
                 self._close(ticket, error)
-                continue
-            self._reading.append(_Reading(_Running(ticket, row), Prefill(row, self._model.new_cache())))
+            else:
+                self._reading.append(_Reading(_Running(ticket, row), Prefill(row, self._model.new_cache())))
+            self._waiting.popleft()
 
     def _read_prompt(self) -> None:
         """One piece of one prompt, in turns: short prompts do not wait for long ones, and long ones get on."""
         if not self._reading:
             return
-        reading = self._reading.popleft()
+        reading = self._reading[0]
         logits = reading.prefill.advance(self._model, self._limits.prefill_tokens)
         if logits is None:
-            self._reading.append(reading)
-        elif not self._tell_next(reading.running, logits):
+            self._reading.rotate(-1)
+            return
+        if not self._tell_next(reading.running, logits):
             self._batch.join(reading.prefill)
             self._running.append(reading.running)
+        self._reading.popleft()
 
     def _decode(self) -> None:
         if not self._running:
@@ -231,6 +235,9 @@ class Worker:
         self._remove(gone)
 
     def _close(self, ticket: Ticket, last: Delta | LuthierError | None) -> None:
+        if ticket.is_closed:
+            return
+        ticket.is_closed = True
         with self._lock:
             self._num_pending -= 1
         if last is not None:

@@ -81,6 +81,8 @@ class RunTrainer(SFTTrainer):
         self, model: Any, inputs: Tensors, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This forward's share of the step's mean loss."""
+        # A step of many forwards may rightly last longer than a stall.
+        self.watchdog.beat()
         sums = self.head.sums(model, inputs)
         done = sums.detach()
         self._sums = done if self._sums is None else self._sums + done

@@ -1,5 +1,7 @@
 """`/v1/chat/completions`."""
 
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from litestar import Controller, post
@@ -7,6 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 from litestar.response import Stream
 
+from luthier_api.deps import AnyRequest
 from luthier_api.domain import Scope
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.engines import Engines
@@ -55,7 +58,11 @@ class ChatController(Controller):
         request_max_body_size=MAX_BODY_BYTES,
     )
     async def create(
-        self, data: JSONBody[dict[str, Any]], models: NamedDependency[ModelService], engines: NamedDependency[Engines]
+        self,
+        request: AnyRequest,
+        data: JSONBody[dict[str, Any]],
+        models: NamedDependency[ModelService],
+        engines: NamedDependency[Engines],
     ) -> Wire | Stream:
         asked = read_chat(data)
         served = await models.resolve(asked["model"])
@@ -63,7 +70,26 @@ class ChatController(Controller):
         if asked.get("stream"):
             chunks = await engines.stream(served, body)
             return Stream(chunks, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        return await engines.complete(served, body)
+        return await _while_connected(request, engines.complete(served, body))
+
+
+async def _while_connected(request: AnyRequest, work: Coroutine[Any, Any, Wire]) -> Wire:
+    """The result of `work`; a client that leaves ends the engine's work too."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_wait_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(ErrorCode.INVALID_REQUEST, "The client hung up.")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _wait_gone(request: AnyRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def read_chat(data: dict[str, Any]) -> dict[str, Any]:

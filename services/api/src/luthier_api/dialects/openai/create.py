@@ -11,7 +11,8 @@ from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.jobs import WantedJob
 from luthier_common.contract.spec import Hyperparameters
 
-MAX_SEED = 2**53
+MAX_WHOLE = 2**53
+"""Larger whole numbers are not exact in every client, and beyond 64 bits no database takes them."""
 MAX_METADATA = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
@@ -22,6 +23,7 @@ def _number(
     low: float, high: float = math.inf, *, whole: bool = False, auto: bool = False, above: bool = False
 ) -> Callable[[Any], Any]:
     """A check of a JSON number in a range; null means: not given. `above` excludes the lower end."""
+    high = min(high, MAX_WHOLE) if whole else high
     words = [
         *(["'auto' or"] if auto else []),
         "a whole number" if whole else "a number",
@@ -104,7 +106,7 @@ class CreateJob(Strict):
     validation_file: StrictStr | None = None
     suffix: StrictStr | None = None
     nickname: StrictStr | None = Field(None, description="kluster's word for suffix")
-    seed: Annotated[int | None, PlainValidator(_number(-MAX_SEED, MAX_SEED, whole=True))] = None
+    seed: Annotated[int | None, PlainValidator(_number(-MAX_WHOLE, whole=True))] = None
     metadata: Annotated[dict[str, str] | None, PlainValidator(_metadata)] = None
     method: MethodIn | None = None
     hyperparameters: HyperparametersIn | None = Field(None, description="as method.supervised.hyperparameters")

@@ -32,7 +32,12 @@ class JobsController(Controller):
         sent = Sent(await request.body(), _idempotency_key(request), is_retry(request))
         return job_object(await jobs.create(wanted_job(data), sent))
 
-    @get(operation_id="list_fine_tuning_jobs", summary="List jobs, newest first", scope=Scope.JOBS_READ)
+    @get(
+        operation_id="list_fine_tuning_jobs",
+        summary="List jobs, newest first",
+        scope=Scope.JOBS_READ,
+        filters_metadata=True,
+    )
     async def list(
         self,
         request: AnyRequest,

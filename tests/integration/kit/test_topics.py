@@ -1,0 +1,48 @@
+"""Topics are as the contract says, whoever made them first."""
+
+import uuid
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from builders.waiting import until
+from luthier_common.contract.topics import Topic
+from luthier_common.kit.broker import build_broker, ensure_topics, hear, listening
+
+
+async def test_a_topic_that_was_made_with_fewer_partitions_gets_the_others(real_kafka_url: str) -> None:
+    url = real_kafka_url
+    topic = Topic(f"test.{uuid.uuid4().hex[:8]}", 3, "of a test")
+    admin = AIOKafkaAdminClient(bootstrap_servers=url)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic.name, 1, 1)])
+    await admin.close()
+    await ensure_topics(url, topics=[topic])
+    producer = AIOKafkaProducer(bootstrap_servers=url, enable_idempotence=False)
+    await producer.start()
+    try:
+        assert await producer.partitions_for(topic.name) == {0, 1, 2}
+    finally:
+        await producer.stop()
+
+
+async def test_a_room_that_listens_first_makes_no_topic(real_kafka_url: str) -> None:
+    topic = Topic(f"test.{uuid.uuid4().hex[:8]}", 3, "of a test")
+    broker = build_broker(real_kafka_url, "test")
+
+    async def on_fact(_: object) -> None:
+        return None
+
+    hear(broker, [topic], on_fact)
+
+    async def has_started() -> bool:
+        return all(getattr(subscriber, "consumer", None) is not None for subscriber in broker.subscribers)
+
+    async with listening(broker):
+        await until(has_started, what="the subscriber")
+        admin = AIOKafkaAdminClient(bootstrap_servers=real_kafka_url)
+        await admin.start()
+        try:
+            assert topic.name not in await admin.list_topics()
+        finally:
+            await admin.close()
