@@ -82,7 +82,8 @@ def follow(client: OpenAI, job_id: str) -> list[float]:
 def events(client: OpenAI, job_id: str) -> Iterator[FineTuningJobEvent]:
     """Every event once, oldest first, until the job has ended and its last event was seen."""
     seen: set[str] = set()
-    while True:
+    num_quiet = 0
+    while num_quiet < 2:
         has_ended = client.fine_tuning.jobs.retrieve(job_id).status in ("succeeded", "failed", "cancelled")
         fresh: list[FineTuningJobEvent] = []
         for event in client.fine_tuning.jobs.list_events(job_id, limit=50):
@@ -91,8 +92,7 @@ def events(client: OpenAI, job_id: str) -> Iterator[FineTuningJobEvent]:
             fresh.append(event)
         seen.update(event.id for event in fresh)
         yield from reversed(fresh)
-        if has_ended and not fresh:
-            return
+        num_quiet = num_quiet + 1 if has_ended and not fresh else 0
         time.sleep(0.5)
 
 

@@ -84,7 +84,8 @@ class JobStory:
                 sha256="0" * 64,
             )
         )
-        assert (await self.tell(f.DataAccepted(num_examples=num_examples, num_tokens=600), op_id="accept")).applied
+        fact = f.DataAccepted(num_examples=num_examples, num_tokens=600)
+        assert (await self.tell(fact, op_id=f"{(await self.doc())['generation']}/accept")).applied
         return self
 
     async def placed(self, attempt: int = 1, node: str = "node-1", slot: int = 0) -> "JobStory":

@@ -162,3 +162,12 @@ async def test_a_fact_that_is_too_large_is_refused_where_it_is_made(db: Database
     with pytest.raises(ValueError, match="larger than a fact may be"):
         await story.tell(f.DataRejected(problem=problem))
     assert (await story.doc())["seq"] == 1
+
+
+async def test_a_node_that_stops_in_order_costs_the_job_no_strike(db: Database) -> None:
+    story = await (await JobStory.created(db)).in_training()
+    problem = f.Problem(code="node_restarted", message="stopped", retryable=True)
+    fact = f.RunFailed(problem=problem, retryable=True, preempted=True)
+    assert (await story.tell(fact, attempt=1, op_id="1/RunFailed")).applied
+    doc = await story.doc()
+    assert (doc["phase"], doc["strikes"]) == ("waiting", 0)

@@ -159,3 +159,25 @@ async def test_a_relay_without_leases_publishes_nothing_and_takes_over_when_they
     await one.release()
     await until(two.step, within_s=5, what="the second relay to take over")
     await writer.close()
+
+
+async def test_a_filled_outbox_wakes_the_relay_and_other_writes_do_not(db: Database) -> None:
+    wake = asyncio.Event()
+    watching = asyncio.create_task(relay.wake_on_change(db, wake))
+    try:
+
+        async def is_watching() -> bool:
+            await JobStory.created(db)
+            return wake.is_set()
+
+        await until(is_watching, within_s=10, every_s=0.2, what="the change stream")
+        await asyncio.sleep(0.5)  # what was written before is told
+        wake.clear()
+        await db["events"].insert_one({"_id": "job/x/1", "kind": "job", "thing": "x", "seq": 1})
+        await db["leases"].insert_one({"_id": "some"})
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(wake.wait(), 1.0)
+        await JobStory.created(db)
+        await asyncio.wait_for(wake.wait(), 2.0)
+    finally:
+        watching.cancel()

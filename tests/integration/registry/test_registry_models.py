@@ -238,7 +238,7 @@ async def test_a_restarted_job_makes_a_model_of_its_own(db: Database, make_regis
     await job.tell(f.JobCancelled(), op_id="cancel")
     await job.tell(f.JobRestarted(), op_id="restart")
     finished = f.RunFinished.model_validate((await job.doc())["finished"])
-    await (await job.placed(attempt=2)).started(attempt=2)
+    await (await (await job.accepted()).placed(attempt=2)).started(attempt=2)
     await job.tell(finished, attempt=2, op_id="2/RunFinished")
     await finish(registry, job)
     models = {model["_id"]: model["phase"] async for model in db["models"].find()}

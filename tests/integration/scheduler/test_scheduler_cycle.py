@@ -305,3 +305,16 @@ async def test_an_active_one_that_ends_in_order_is_followed_at_once(db: Database
         assert await first.renew()
         assert not await second.renew()
     assert await second.renew()
+
+
+async def test_a_job_that_cannot_be_read_holds_up_no_other(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str
+) -> None:
+    await join("node-1", 1)
+    broken, good = [await (await JobStory.created(db)).accepted() for _ in range(2)]
+    await db["jobs"].update_one({"_id": broken.id}, {"$set": {"datasets.training.num_examples": "many"}})
+    cycle = make_cycle()
+    await cycle.run()
+    await cycle.run()
+    assert (await good.doc())["phase"] == "placed"
+    assert (await broken.doc())["phase"] == "waiting"

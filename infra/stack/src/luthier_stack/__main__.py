@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from luthier_stack.errors import StackError
 from luthier_stack.logs import show
-from luthier_stack.settings import StackSettings
+from luthier_stack.settings import SERVICES, StackSettings
 from luthier_stack.stack import Stack
 
 _FIRST_READY_S = 600.0
@@ -63,8 +63,9 @@ async def _run(settings: StackSettings) -> None:
 
 async def _start_and_tell(stack: Stack) -> None:
     await stack.start()
-    for name in stack.settings.services:
-        await stack.wait_ready(name, _FIRST_READY_S)
+    if set(stack.settings.services) == set(SERVICES):  # some rooms alone are alive, and wait for the others
+        for name in SERVICES:
+            await stack.wait_ready(name, _FIRST_READY_S)
     for line in _greeting(stack):
         show("stack", line)
 

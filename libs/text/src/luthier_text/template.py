@@ -222,7 +222,11 @@ class ChatTemplate:
         try:
             return template.render(values)
         except _TEMPLATE_ERRORS as error:
-            raise TextError("template_refused", f"the chat template refused: {error}") from error
+            # A template's own words may quote the row, and messages go where no text of users may go.
+            kind = "by its own rules" if type(error) is jinja2.TemplateError else type(error).__name__
+            raise TextError(
+                "template_refused", f"the base model's chat template refuses the messages ({kind})"
+            ) from error
 
 
 def _literals(tree: nodes.Template) -> str:

@@ -1,6 +1,7 @@
 """Wires the room: clients, the catalogue, the loops over jobs and models, and what wakes them."""
 
 import asyncio
+import logging
 import secrets
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import open_mongo, ping
 from luthier_common.kit.objects import open_objects
-from luthier_common.kit.room import Room
+from luthier_common.kit.room import TRANSIENT_ERRORS, Room
 from luthier_registry.catalogue import Catalogue
 from luthier_registry.claims import Claims
 from luthier_registry.consumers import make_on_fact
@@ -19,6 +20,7 @@ from luthier_registry.settings import RegistrySettings
 from luthier_registry.settle import Settler
 from luthier_registry.store import Store
 
+log = logging.getLogger(__name__)
 # Copying or converting a large model may rightly take this long.
 _SLOW_WORK_S = 3600.0
 # A write that is older was left by a process that died.
@@ -48,7 +50,13 @@ async def main(room: Room) -> None:
     room.spawn("presence", room.every(settings.renew_s, lambda: presence.announce(db, "registry", instance)))
 
     async def sweep() -> None:
-        await ledger.sweep(db, objects)
-        await objects.sweep(_UNFINISHED_FOR)
+        try:
+            await ledger.sweep(db, objects)
+            await objects.sweep(_UNFINISHED_FOR)
+        except TRANSIENT_ERRORS:
+            raise
+        except Exception:
+            # Credentials that may not delete or list must not end the room.
+            log.exception("what nobody needs could not be removed")
 
     room.spawn("sweep", room.every(settings.sweep_s, sweep, stale_after_s=_SLOW_WORK_S))

@@ -9,13 +9,14 @@ from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.telemetry import use_traceparent
-from luthier_scheduler.decide import Decision, Placement, Wait, decide
+from luthier_scheduler.decide import Decision, Placement, Wait, WaitingJob, decide
 from luthier_scheduler.resolve import resolve
 from luthier_scheduler.settings import SchedulerSettings
 from luthier_scheduler.store import Snapshot, Store
 from luthier_scheduler.watch import Watch
 
 log = logging.getLogger(__name__)
+REST_S = 60.0
 
 
 class Cycle:
@@ -26,6 +27,7 @@ class Cycle:
         self._runs = Watch[tuple[str, int]](settings.lease_ttl_s)
         self._nodes = Watch[str](settings.lease_ttl_s)
         self._positions_at_s: float | None = None
+        self._rests_until_s: dict[str, float] = {}
 
     def forget(self) -> None:
         """Begin to watch anew: for an instance that has just become active, or after an outage."""
@@ -38,7 +40,7 @@ class Cycle:
             snapshot = await self._store.read_snapshot()
             await self._lose_silent_runs(snapshot)
             await self._lose_silent_nodes(snapshot)
-            decision = decide(snapshot.waiting, snapshot.nodes, max_strikes=self._settings.max_strikes)
+            decision = decide(self._placeable(snapshot.waiting), snapshot.nodes, max_strikes=self._settings.max_strikes)
             await self._fail_exhausted(decision)
             await self._place(decision)
             await self._tell_reasons(decision)
@@ -82,8 +84,14 @@ class Cycle:
                 with use_traceparent(job.get("trace")):
                     await self._place_job(placement, job)
             except (ValueError, LookupError, TypeError):
-                # One job that cannot be read must not keep all others from being placed.
+                # One job that cannot be read must not keep all others from being placed, nor the slots it would get.
+                self._rests_until_s[placement.job_id] = self._clock.monotonic_s() + REST_S
                 log.exception("the job cannot be placed", extra={"job_id": placement.job_id})
+
+    def _placeable(self, waiting: tuple[WaitingJob, ...]) -> tuple[WaitingJob, ...]:
+        now_s = self._clock.monotonic_s()
+        self._rests_until_s = {job_id: until_s for job_id, until_s in self._rests_until_s.items() if until_s > now_s}
+        return tuple(job for job in waiting if job.id not in self._rests_until_s)
 
     async def _place_job(self, placement: Placement, job: Doc) -> None:
         pinned = await self._pin(job)

@@ -222,4 +222,5 @@ class Run:
 
 
 def _left() -> RunFact:
-    return run_failed(FailureReason.NODE_RESTARTED, "The node was stopped; the job goes on from its last checkpoint.")
+    left = run_failed(FailureReason.NODE_RESTARTED, "The node was stopped; the job goes on from its last checkpoint.")
+    return left.model_copy(update={"preempted": True})

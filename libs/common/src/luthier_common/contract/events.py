@@ -331,12 +331,13 @@ class RunFailed(RunFact):
 
     problem: Problem
     retryable: bool
+    preempted: bool = Field(False, description="the node gave the slots up in order; that is no strike against the job")
 
     def remembers(self) -> dict[str, Any]:
         return {} if self.retryable else {"error": self.problem.model_dump(mode="json")}
 
     def counts(self) -> dict[str, int]:
-        return {"strikes": 1}
+        return {} if self.preempted else {"strikes": 1}
 
 
 class RunFinished(RunFact):
