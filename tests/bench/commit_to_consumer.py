@@ -21,8 +21,9 @@ from aiokafka.structs import TopicPartition
 from builders.jobs import JobStory
 from luthier_common.contract.envelope import Envelope
 from luthier_common.contract.topics import TOPICS, Kind
-from luthier_common.kit.broker import FETCH_WAIT_MS, build_broker, hear, listening
+from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.mongo import Database
+from luthier_common.kit.stream import FETCH_WAIT_MS
 from luthier_stack.stack import Stack
 
 RATE = 100.0

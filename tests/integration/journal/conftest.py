@@ -9,9 +9,9 @@ import pytest
 
 from luthier_common.journal.projector import Projector, run_projector
 from luthier_common.journal.relay import Relay, run_relay, wake_on_change
-from luthier_common.kit.broker import Reader, Writer, ensure_topics
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database
+from luthier_common.kit.stream import Reader, Writer, ensure_topics
 
 Journal = Callable[..., AbstractAsyncContextManager[None]]
 

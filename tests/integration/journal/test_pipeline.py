@@ -15,9 +15,10 @@ from luthier_common.contract.envelope import Envelope
 from luthier_common.contract.topics import DEAD_LETTERS, TOPICS, Kind, partition_of
 from luthier_common.journal import relay
 from luthier_common.journal.auditor import audit
-from luthier_common.kit.broker import Message, Part, Reader, Writer, build_broker, ensure_topics, hear, listening
+from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database
+from luthier_common.kit.stream import Message, Part, Reader, Writer, ensure_topics
 from luthier_stack.settings import StackSettings
 from luthier_stack.stack import Stack
 

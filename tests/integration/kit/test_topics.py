@@ -7,7 +7,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from builders.waiting import until
 from luthier_common.contract.topics import Topic
-from luthier_common.kit.broker import build_broker, ensure_topics, hear, listening
+from luthier_common.kit.broker import build_broker, hear, listening
+from luthier_common.kit.stream import ensure_topics
 
 
 async def test_a_topic_that_was_made_with_fewer_partitions_gets_the_others(real_kafka_url: str) -> None:

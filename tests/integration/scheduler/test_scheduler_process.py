@@ -13,10 +13,10 @@ from typing import Any
 from builders.jobs import JobStory
 from builders.waiting import until
 from luthier_common.journal.relay import Relay
-from luthier_common.kit.broker import Writer
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.mongo import Database
+from luthier_common.kit.stream import Writer
 
 
 @asynccontextmanager

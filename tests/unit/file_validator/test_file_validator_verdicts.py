@@ -12,7 +12,6 @@ from luthier_file_validator.verdicts import (
     crash_report,
     file_problem,
     file_verdict,
-    longest_row,
     readiness,
     row_problem,
 )
@@ -88,7 +87,7 @@ def test_rows_may_be_as_long_as_the_job_says_and_the_base_can_see() -> None:
         asked = Hyperparameters(context_length=context_length)
         return JobSpec(model="m", training_file="f", seed=1, hyperparameters=asked)
 
-    assert longest_row(a_spec(None), 2048) == 2048
-    assert longest_row(a_spec(None), 131_072) == 8192
-    assert longest_row(a_spec(512), 2048) == 512
-    assert longest_row(a_spec(4096), 2048) == 2048
+    assert a_spec(None).hyperparameters.longest_row(2048) == 2048
+    assert a_spec(None).hyperparameters.longest_row(131_072) == 8192
+    assert a_spec(512).hyperparameters.longest_row(2048) == 512
+    assert a_spec(4096).hyperparameters.longest_row(2048) == 2048

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
+from luthier_common.contract.ids import model_id_of, model_name
 from luthier_registry.domain import (
     ArtifactCorruptError,
     Fate,
     aliases_of,
     fate_of,
-    model_id_of,
-    model_name,
     read_artifact_manifest,
     result_file_id_of,
 )

@@ -17,12 +17,12 @@ from luthier_api.deps import Process
 from luthier_api.keys import KeyRing, ensure_admin_key, read_pepper
 from luthier_api.services.readiness import Readiness
 from luthier_api.settings import ApiSettings
-from luthier_common.kit.broker import Reader, Writer
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.generation import GenerationClient
 from luthier_common.kit.mongo import open_mongo
 from luthier_common.kit.objects import open_objects
 from luthier_common.kit.room import Room
+from luthier_common.kit.stream import Reader, Writer
 
 log = logging.getLogger(__name__)
 GRACE_S = 2

@@ -16,10 +16,10 @@ from luthier_common.journal.auditor import audit
 from luthier_common.journal.projector import Projector, run_projector
 from luthier_common.journal.relay import Relay, run_relay, wake_on_change
 from luthier_common.kit import leases
-from luthier_common.kit.broker import Reader, Writer
 from luthier_common.kit.migrate import incarnation
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.room import Room
+from luthier_common.kit.stream import Reader, Writer
 
 ACTOR = Actor(room="api")
 MAX_SWEPT = 500

@@ -19,7 +19,6 @@ from luthier_file_validator.verdicts import (
     Role,
     crash_report,
     files_of,
-    longest_row,
     readiness,
     row_problem,
     same_bytes_warning,
@@ -69,7 +68,7 @@ class JobLoop:
             return
         wanted = files_of(spec)
         files = await self._store.read_files(list(wanted.values()))
-        max_length = longest_row(spec, base["context_length"])
+        max_length = spec.hyperparameters.longest_row(base["context_length"])
         datasets: dict[Role, Doc] = {}
         for role, file_id in wanted.items():
             known = (job.get("datasets") or {}).get(role)

@@ -13,7 +13,6 @@ from luthier_file_validator.checks import CheckReport
 Role = Literal["training", "validation"]
 FileDoc = Mapping[str, Any]
 FINE_TUNE = "fine-tune"
-MAX_AUTO_CONTEXT = 8192
 """The length of rows when the job names none; the scheduler resolves the run by the same rule (contract.spec)."""
 NAMED_LINES = 10
 _OWN_CODES = frozenset(FailureReason) | {"invalid_n_examples"}
@@ -127,11 +126,6 @@ def files_of(spec: JobSpec) -> dict[Role, str]:
     """The job's files by their role, in the order in which they are read."""
     files: dict[Role, str] = {"training": spec.training_file}
     return files | ({"validation": spec.validation_file} if spec.validation_file else {})
-
-
-def longest_row(spec: JobSpec, base_context_length: int) -> int:
-    """The most tokens a row of the job may have."""
-    return min(spec.hyperparameters.context_length or MAX_AUTO_CONTEXT, base_context_length)
 
 
 def same_bytes_warning() -> Finding:

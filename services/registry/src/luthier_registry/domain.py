@@ -1,6 +1,5 @@
 """Names, lineage, what an artifact may hold, and what is to become of a staged model. Pure."""
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from luthier_common.contract.events import RunFinished
-from luthier_common.contract.ids import FILE_PREFIX, MODEL_PREFIX, core_of
+from luthier_common.contract.ids import FILE_PREFIX, product_core
 from luthier_common.kit.errors import LuthierError
 
 Doc = Mapping[str, Any]
@@ -24,8 +23,6 @@ HUB_IDS = {"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 RESULT_FILENAME = "step_metrics.csv"
 RESULT_PURPOSE = "fine-tune-results"
 _AT_WORK = ("trained", "staged", "verified")
-_UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
-_ID_CHARACTERS = 12
 
 
 class ArtifactCorruptError(LuthierError):
@@ -76,20 +73,8 @@ def read_artifact_manifest(content: bytes) -> ArtifactManifest:
     return manifest
 
 
-def model_id_of(job_id: str, generation: int) -> str:
-    """The id of the model that a generation of a job makes: the same for whoever computes it."""
-    return MODEL_PREFIX + _core(job_id, generation)
-
-
 def result_file_id_of(job_id: str, generation: int) -> str:
-    return FILE_PREFIX + _core(job_id, generation)
-
-
-def model_name(base: str, org_name: str, suffix: str | None, model_id: str) -> str:
-    """`ft:<base>:<org>:<suffix>:<id>`: opaque for everyone, since a base may hold `:` and `/`."""
-    org = _UNFIT_FOR_NAMES.sub("-", org_name).strip("-") or "default"
-    core, again, generation = core_of(model_id).partition("g")
-    return f"ft:{base}:{org}:{suffix or ''}:{core[-_ID_CHARACTERS:]}{again}{generation}"
+    return FILE_PREFIX + product_core(job_id, generation)
 
 
 def aliases_of(name: str) -> list[str]:
@@ -134,7 +119,3 @@ def fate_of(model: Doc, job: Doc | None) -> Fate:
     if job["phase"] == "succeeded":
         return Fate.PUBLISH if (job.get("staged") or {}).get("model_id") == model["_id"] else Fate.DELETE
     return Fate.WAIT if job["phase"] in _AT_WORK else Fate.DELETE
-
-
-def _core(job_id: str, generation: int) -> str:
-    return core_of(job_id) + (f"g{generation}" if generation > 1 else "")

@@ -13,6 +13,7 @@ from luthier_common.contract.events import (
     Problem,
     RunFinished,
 )
+from luthier_common.contract.ids import model_id_of, model_name
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
@@ -28,8 +29,6 @@ from luthier_registry.domain import (
     ArtifactFile,
     ArtifactManifest,
     lineage_of,
-    model_id_of,
-    model_name,
     read_artifact_manifest,
     result_file_id_of,
 )

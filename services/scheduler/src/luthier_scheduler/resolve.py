@@ -10,7 +10,6 @@ MAX_BATCH_SIZE = 256
 LORA_RATE = 2e-4
 FULL_RATE = 1e-5
 WARMUP_RATIO = 0.03
-MAX_AUTO_CONTEXT = 8192
 
 
 def resolve(spec: JobSpec, num_examples: int, context_length: int) -> ResolvedHyperparameters:
@@ -37,7 +36,7 @@ def resolve(spec: JobSpec, num_examples: int, context_length: int) -> ResolvedHy
         lora_r=asked.lora_r,
         lora_alpha=2 * asked.lora_r if asked.lora_alpha is None else asked.lora_alpha,
         lora_dropout=asked.lora_dropout,
-        context_length=min(asked.context_length or MAX_AUTO_CONTEXT, context_length),
+        context_length=asked.longest_row(context_length),
         packing=asked.packing,
         total_steps=total_steps,
         seed=spec.seed,

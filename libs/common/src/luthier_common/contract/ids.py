@@ -4,12 +4,15 @@ Twenty-four characters after the prefix, as OpenAI's job ids have; either separa
 thing, so an id can be pasted from one dialect into another.
 """
 
+import re
 import secrets
 from datetime import datetime
 
 JOB_PREFIX = "ftjob-"
 FILE_PREFIX = "file-"
 MODEL_PREFIX = "ftmodel-"
+_UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_NAME_ID_CHARACTERS = 12
 _PREFIXES = (JOB_PREFIX, FILE_PREFIX, MODEL_PREFIX)
 
 
@@ -29,3 +32,20 @@ def canonical_id(text: str) -> str:
 def core_of(thing_id: str) -> str:
     """The part of an id behind its prefix."""
     return thing_id.split("-", 1)[1] if "-" in thing_id else thing_id
+
+
+def product_core(job_id: str, generation: int) -> str:
+    """What the ids of a job's products are made of: the same for whoever computes it, another in each generation."""
+    return core_of(job_id) + (f"g{generation}" if generation > 1 else "")
+
+
+def model_id_of(job_id: str, generation: int) -> str:
+    """The id of the model that a generation of a job makes."""
+    return MODEL_PREFIX + product_core(job_id, generation)
+
+
+def model_name(base: str, org_name: str, suffix: str | None, model_id: str) -> str:
+    """`ft:<base>:<org>:<suffix>:<id>`: opaque for everyone, since a base may hold `:` and `/`."""
+    org = _UNFIT_FOR_NAMES.sub("-", org_name).strip("-") or "default"
+    core, again, generation = core_of(model_id).partition("g")
+    return f"ft:{base}:{org}:{suffix or ''}:{core[-_NAME_ID_CHARACTERS:]}{again}{generation}"

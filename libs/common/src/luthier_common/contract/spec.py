@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
+MAX_AUTO_CONTEXT = 8192
 
 
 class Shape(BaseModel):
@@ -32,6 +33,10 @@ class Hyperparameters(Shape):
         None, description="longest row in tokens; the base's, at most 8192, if not given"
     )
     packing: bool = Field(False, description="fill each row of a batch with several examples")
+
+    def longest_row(self, base_context_length: int) -> int:
+        """Tokens that a row may have at most."""
+        return min(self.context_length or MAX_AUTO_CONTEXT, base_context_length)
 
 
 class ResolvedHyperparameters(Shape):

@@ -17,11 +17,11 @@ from luthier_common.contract.envelope import Envelope, read_envelope
 from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.journal.relay import flags
 from luthier_common.kit import leases
-from luthier_common.kit.broker import Part, Reader, Record
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import OUTAGES, BulkWriteError, Database, Doc
+from luthier_common.kit.stream import Part, Reader, Record
 
 log = logging.getLogger(__name__)
 POSITIONS = "positions"

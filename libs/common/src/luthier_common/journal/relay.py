@@ -13,10 +13,10 @@ from typing import Any
 from luthier_common.contract.envelope import Actor, Envelope
 from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.kit import leases
-from luthier_common.kit.broker import Message, Writer
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import OUTAGES, Database, Doc
+from luthier_common.kit.stream import Message, Writer
 
 log = logging.getLogger(__name__)
 LEASE_S = 3.0

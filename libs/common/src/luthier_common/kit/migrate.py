@@ -6,10 +6,10 @@ import logging
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from luthier_common.contract.topics import COLLECTIONS
-from luthier_common.kit.broker import ensure_topics
 from luthier_common.kit.logs import start_logs
 from luthier_common.kit.mongo import Database, open_mongo
 from luthier_common.kit.settings import RoomSettings
+from luthier_common.kit.stream import ensure_topics
 
 log = logging.getLogger(__name__)
 DOCUMENT_VERSION = 1

@@ -4,7 +4,7 @@ import re
 
 from luthier_api.wire.events import metrics_of
 from luthier_api.wire.lists import Wire, unix
-from luthier_common.contract.ids import core_of
+from luthier_common.contract.ids import core_of, model_id_of, model_name
 from luthier_common.kit.mongo import Doc
 
 
@@ -34,4 +34,4 @@ def _model_name(job: Doc, org_name: str) -> str:
     if staged:
         return str(staged["model_name"])
     spec = job["spec"]
-    return f"ft:{spec['model']}:{org_name}:{spec.get('suffix') or ''}:{core_of(job['_id'])[-12:]}"
+    return model_name(spec["model"], org_name, spec.get("suffix"), model_id_of(job["_id"], job["generation"]))

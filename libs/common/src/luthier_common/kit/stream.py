@@ -1,0 +1,219 @@
+"""Topics, and reading and writing them by partition and offset: what the journal needs beneath FastStream."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAlreadyExistsError
+from aiokafka.structs import TopicPartition
+
+from luthier_common.contract.topics import ALL_TOPICS, MAX_MESSAGE_BYTES, Topic
+from luthier_common.kit.errors import TransientError
+
+log = logging.getLogger(__name__)
+REQUEST_TIMEOUT_MS = 5000
+FETCH_WAIT_MS = 50
+Part: TypeAlias = TopicPartition
+
+
+@dataclass(frozen=True)
+class Message:
+    """A record as it goes out."""
+
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record as it came in."""
+
+    offset: int
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+
+async def ensure_topics(url: str, *, replication: int = -1, topics: Sequence[Topic] = ALL_TOPICS) -> None:
+    """Create topics where they are missing, and the partitions that a topic made by someone else lacks.
+
+    A broker that makes topics by itself gives them its own number: what belongs on the others could never be told.
+    `replication` -1 takes the broker's default.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=url, request_timeout_ms=REQUEST_TIMEOUT_MS)
+    await asyncio.wait_for(admin.start(), 10)
+    try:
+        described = await asyncio.wait_for(admin.describe_topics(), 10)
+        known = {topic["topic"]: len(topic["partitions"]) for topic in described}
+        for topic in topics:
+            if topic.name not in known:
+                with suppress(TopicAlreadyExistsError):
+                    await _create_topic(admin, topic, replication)
+            elif known[topic.name] < topic.num_partitions:
+                log.warning("the topic %s has too few partitions: adding what it lacks", topic.name)
+                grown = {topic.name: NewPartitions(topic.num_partitions)}
+                try:
+                    await asyncio.wait_for(admin.create_partitions(grown), 10)
+                except KafkaError as error:
+                    raise TransientError(f"topic {topic.name} could not be given more partitions") from error
+    finally:
+        await asyncio.wait_for(admin.close(), 3)
+
+
+async def _create_topic(admin: AIOKafkaAdminClient, topic: Topic, replication: int) -> None:
+    configs = {
+        "retention.ms": str(topic.retention_ms),
+        "cleanup.policy": "delete",
+        "max.message.bytes": str(topic.max_message_bytes),
+    }
+    by_default: dict[int, list[int]] | None = {} if replication == -1 else None
+    new = NewTopic(topic.name, topic.num_partitions, replication, by_default, configs)
+    response = await asyncio.wait_for(admin.create_topics([new]), 10)
+    for name, code, *rest in response.topic_errors:
+        if code not in (0, TopicAlreadyExistsError.errno):
+            raise TransientError(f"topic {name} could not be created: error {code} {rest}")
+
+
+class Writer:
+    """Sends batches to an explicit partition and knows each record's offset. Rebuilt after every failure.
+
+    No idempotent producer: on a dead broker it can hang for ever, and the event id already dedupes.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._producer: AIOKafkaProducer | None = None
+
+    async def send(self, topic: str, partition: int, messages: Sequence[Message]) -> list[int]:
+        """Offsets of all messages, in order. Raises TransientError when it is not known that they were stored."""
+        producer = await self._started()
+        offsets: list[int] = []
+        try:
+            for batch, size in self._batches(producer, messages):
+                future = await asyncio.wait_for(producer.send_batch(batch, topic, partition=partition), 6)
+                stored = await asyncio.wait_for(future, 6)
+                offsets += range(stored.offset, stored.offset + size)
+        except (TimeoutError, KafkaError, OSError, AssertionError) as error:
+            await self.close()
+            raise TransientError(f"the broker did not store the batch: {type(error).__name__}") from error
+        return offsets
+
+    @staticmethod
+    def _batches(producer: AIOKafkaProducer, messages: Sequence[Message]) -> list[tuple[object, int]]:
+        done: list[tuple[object, int]] = []
+        batch, size = producer.create_batch(), 0
+        for message in messages:
+            if batch.append(key=message.key, value=message.value, timestamp=None, headers=message.headers) is None:
+                done.append((batch, size))
+                batch, size = producer.create_batch(), 0
+                if batch.append(key=message.key, value=message.value, timestamp=None, headers=message.headers) is None:
+                    raise ValueError("a message is larger than a batch")
+            size += 1
+        return [*done, (batch, size)] if size else done
+
+    async def _started(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self._url,
+                acks="all",
+                enable_idempotence=False,
+                linger_ms=0,
+                max_batch_size=MAX_MESSAGE_BYTES - 1024,
+                max_request_size=MAX_MESSAGE_BYTES,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+                client_id="luthier-relay",
+            )
+            try:
+                await asyncio.wait_for(producer.start(), 6)
+                await ensure_topics(self._url)
+            except (TimeoutError, KafkaError, OSError, TransientError) as error:
+                with suppress(TimeoutError, KafkaError, OSError):
+                    await asyncio.wait_for(producer.stop(), 3)
+                raise TransientError("the broker does not answer") from error
+            self._producer = producer
+        return self._producer
+
+    async def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(TimeoutError, KafkaError, OSError):
+                await asyncio.wait_for(producer.stop(), 3)
+
+
+class Reader:
+    """Reads chosen partitions from chosen offsets, without a group."""
+
+    def __init__(self, url: str, *, fetch_wait_ms: int = FETCH_WAIT_MS) -> None:
+        self._url = url
+        self._fetch_wait_ms = fetch_wait_ms
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def seek(self, offsets: dict[Part, int]) -> None:
+        """Read exactly these partitions from here on. Raises TransientError when the broker is away."""
+        await self.close()
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._url,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=self._fetch_wait_ms,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            client_id="luthier-journal",
+        )
+        try:
+            await asyncio.wait_for(consumer.start(), 6)
+        except (TimeoutError, KafkaError, OSError) as error:
+            with suppress(TimeoutError, KafkaError, OSError):
+                await asyncio.wait_for(consumer.stop(), 3)
+            raise TransientError("the broker does not answer") from error
+        consumer.assign(list(offsets))
+        for part, offset in offsets.items():
+            consumer.seek(part, offset)
+        self._consumer = consumer
+
+    async def read(self, *, wait_ms: int, max_records: int = 500) -> tuple[dict[Part, list[Record]], set[Part]]:
+        """What arrived, and the partitions whose log no longer holds the position (they must be sought anew)."""
+        if self._consumer is None:
+            raise TransientError("not assigned")
+        try:
+            batches = await asyncio.wait_for(
+                self._consumer.getmany(timeout_ms=wait_ms, max_records=max_records), wait_ms / 1000 + 6
+            )
+        except OffsetOutOfRangeError as error:
+            return {}, set(error.args[0])
+        except (TimeoutError, KafkaError, OSError) as error:
+            await self.close()
+            raise TransientError(f"the broker does not answer: {type(error).__name__}") from error
+        got = {
+            part: [Record(m.offset, m.value or b"", tuple(m.headers)) for m in messages]
+            for part, messages in batches.items()
+        }
+        return got, set()
+
+    def log_end(self, part: Part) -> tuple[int, int] | None:
+        """The high watermark that the last fetch returned, and when (ms); None before the first fetch."""
+        if self._consumer is None or part not in self._consumer.assignment():
+            return None
+        mark = self._consumer.highwater(part)
+        return None if mark is None else (mark, self._consumer.last_poll_timestamp(part))
+
+    async def log_start(self, part: Part) -> int:
+        """The first offset that the log still holds."""
+        if self._consumer is None:
+            raise TransientError("not assigned")
+        try:
+            starts = await asyncio.wait_for(self._consumer.beginning_offsets([part]), 6)
+        except (TimeoutError, KafkaError, OSError) as error:
+            raise TransientError("the broker does not answer") from error
+        return int(starts[part])
+
+    async def close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with suppress(TimeoutError, KafkaError, OSError):
+                await asyncio.wait_for(consumer.stop(), 3)
