@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from luthier_registry.gguf_import import CONVERTER, SMOLLM2_NAME, find_smollm2_gguf
+from luthier_registry.default_base import CONVERTER, SMOLLM2_NAME, find_smollm2_gguf
 from luthier_stack.errors import StackError
 from luthier_stack.ports import find_free_ports
 from luthier_stack.settings import StackSettings

@@ -26,7 +26,7 @@ sys.path.append(str(ROOT / "tests"))
 
 from builders.bases import make_tiny_base  # noqa: E402 - the tests folder is on the path from here on
 from luthier_common.kit.mongo import Database, open_mongo  # noqa: E402
-from luthier_registry.gguf_import import CONVERTER, SMOLLM2_NAME, find_smollm2_gguf  # noqa: E402
+from luthier_registry.default_base import CONVERTER, SMOLLM2_NAME, find_smollm2_gguf  # noqa: E402
 from luthier_stack.ports import find_free_ports  # noqa: E402
 from luthier_stack.settings import SERVICES, StackSettings  # noqa: E402
 from luthier_stack.stack import Stack  # noqa: E402

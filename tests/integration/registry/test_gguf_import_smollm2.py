@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from luthier_registry.bundle import damaged_files, file_sha256, read_manifest
-from luthier_registry.gguf_import import SMOLLM2_NAME, find_smollm2_gguf
+from luthier_registry.default_base import SMOLLM2_NAME, find_smollm2_gguf
 from luthier_registry.gguf_read import unpermute
 
 

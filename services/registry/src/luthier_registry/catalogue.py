@@ -17,8 +17,8 @@ from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectStore
 from luthier_registry.bundle import MANIFEST_FILE, BundleManifest, damaged_files, file_sha256, read_manifest
 from luthier_registry.claims import Claims
+from luthier_registry.default_base import CONVERTER, SMOLLM2_NAME, find_smollm2_gguf
 from luthier_registry.domain import aliases_of
-from luthier_registry.gguf_import import CONVERTER, SMOLLM2_NAME, find_smollm2_gguf
 from luthier_registry.settings import RegistrySettings
 from luthier_registry.store import Store
 

