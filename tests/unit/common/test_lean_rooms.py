@@ -1,4 +1,4 @@
-"""A room that trains nothing starts without torch: only inference (once a base is loaded) and the trainer's child pay."""
+"""A room that trains nothing starts without torch: only inference, once a base is loaded, and the trainer's child pay."""
 
 import subprocess
 import sys
