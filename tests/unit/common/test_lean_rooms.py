@@ -1,4 +1,4 @@
-"""A room that trains nothing starts without torch: only inference, once a base is loaded, and the trainer's child pay."""
+"""Rooms start without torch: only inference, once a base is loaded, and the trainer's child pay for it."""
 
 import subprocess
 import sys
