@@ -78,8 +78,7 @@ class Stack:
             self.choose_port()
             await self._start_parts(self._server_specs())
             if self.settings.services:
-                await self._migrate()
-                await self._start_parts(self._service_specs())
+                await self._start_services()
         except BaseException:
             await self.stop()
             raise
@@ -191,14 +190,26 @@ class Stack:
             for name in names
         ]
 
+    async def _start_services(self) -> None:
+        """Inference takes longest to be ready and needs no index, so it imports while the migration runs."""
+        specs = self._service_specs()
+        early = self._launch([spec for spec in specs if spec.name == "inference"])
+        await self._migrate()
+        later = self._launch([spec for spec in specs if spec.name != "inference"])
+        for part in (*later, *early):
+            await part.wait_alive(self.settings.start_timeout_s)
+
     async def _start_parts(self, specs: list[PartSpec]) -> None:
+        for part in self._launch(specs):
+            await part.wait_alive(self.settings.start_timeout_s)
+
+    def _launch(self, specs: list[PartSpec]) -> list[Part]:
         """All at once, in order; imports take seconds each, so one after another would take the sum."""
         parts = [Part(spec) for spec in specs]
         for part in parts:
             self._parts[part.spec.name] = part
             part.start()
-        for part in parts:
-            await part.wait_alive(self.settings.start_timeout_s)
+        return parts
 
     def _local_objects(self) -> str:
         folder = self.home / "objects"
