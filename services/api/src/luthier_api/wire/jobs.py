@@ -25,6 +25,7 @@ FIELDS = (
     "error",
     "queue",
     "attempt",
+    "generation",
 )
 """What a job document is read for."""
 _NOT_CHOSEN = ("seed", "total_steps")
