@@ -2,34 +2,46 @@
 
 from typing import Any
 
-from litestar import Litestar, Response, get
+from litestar import Litestar, Response, Router, get
 from litestar.di import NamedDependency, Provide
 
-from luthier_api.deps import Process, providers
+from luthier_api.deps import DIALECT, Process, providers
 from luthier_api.dialects import openai
 from luthier_api.docs import describe_errors_and_uploads, openapi_config
+from luthier_api.domain import DialectName
 from luthier_api.exceptions import handlers
 from luthier_api.middleware import Authentication, Tracing, add_request_id, check_query, check_scope
 from luthier_common.kit.health import Health
 
 
-@get("/healthz", operation_id="healthz", summary="Whether this process works", public=True, tags=["Health"])
+@get("/healthz", operation="healthz", summary="Whether this process works", public=True, tags=["Health"])
 async def healthz(health: NamedDependency[Health]) -> Response[dict[str, Any]]:
     stale = health.stale()
     return Response({"status": "stale" if stale else "ok", "stale": stale}, status_code=503 if stale else 200)
 
 
-@get("/readyz", operation_id="readyz", summary="Whether a job could run now", public=True, tags=["Health"])
+@get("/readyz", operation="readyz", summary="Whether a job could run now", public=True, tags=["Health"])
 async def readyz(health: NamedDependency[Health]) -> Response[dict[str, Any]]:
     missing = await health.missing()
     status = {"status": "not_ready" if missing else "ready", "missing": missing}
     return Response(status, status_code=503 if missing else 200)
 
 
+def mount(path: str, dialect: DialectName, *, is_described: bool = True) -> Router:
+    """The routes of a dialect below a path. Dialects differ in spelling, not in what their routes do."""
+    return Router(path, route_handlers=openai.CONTROLLERS, opt={DIALECT: dialect}, include_in_schema=is_described)
+
+
 def build_app(process: Process) -> Litestar:
     """The application over what the process has open."""
     app = Litestar(
-        route_handlers=[*openai.CONTROLLERS, healthz, readyz],
+        route_handlers=[
+            mount("/v1", "openai"),
+            mount("/openai/v1", "openai", is_described=False),
+            mount("/api/v1/llm", "mka1"),
+            healthz,
+            readyz,
+        ],
         dependencies={
             **providers(process),
             "health": Provide(lambda: process.health, sync_to_thread=False),

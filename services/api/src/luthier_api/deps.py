@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Request
 from litestar.di import Provide
 
-from luthier_api.domain import Principal
+from luthier_api.domain import DialectName, Principal, View
 from luthier_api.keys import KeyRing
 from luthier_api.middleware import request_id_of
 from luthier_api.services.engines import Engines
@@ -23,6 +23,8 @@ from luthier_common.kit.health import Health
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.objects import ObjectStore
 
+DIALECT = "dialect"
+STRICT_HEADER = "x-luthier-strict"
 AnyRequest = Request[Principal, Any, Any]
 
 
@@ -59,10 +61,15 @@ def providers(process: Process) -> dict[str, Provide]:
     def models(request: AnyRequest) -> ModelService:
         return ModelService(repository(request), db)
 
+    def view(request: AnyRequest) -> View:
+        dialect: DialectName = request.route_handler.opt.get(DIALECT, "openai")
+        return View(dialect, is_strict=request.headers.get(STRICT_HEADER, "").lower() == "true")
+
     def serving() -> Engines:
         return engines
 
     made: dict[str, Callable[..., Any]] = {
+        "view": view,
         "files": files,
         "jobs": jobs,
         "job_events": events,

@@ -4,6 +4,7 @@ from importlib.resources import files
 from typing import Any
 
 from litestar import Request, Router
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import (
@@ -21,11 +22,13 @@ from litestar.openapi.spec import (
 )
 
 from luthier_api import __name__ as package
+from luthier_api.deps import DIALECT
 from luthier_api.middleware import PUBLIC
 
 TITLE = "Luthier"
 VERSION = "0.1.0"
 PATH = "/docs"
+OPERATION = "operation"
 _TEXT = Schema(type=OpenAPIType.STRING)
 _NULLABLE = Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL])
 ERROR = Schema(
@@ -85,6 +88,13 @@ def _describe_upload(operation: Operation) -> None:
         operation.request_body = RequestBody(content=form, required=True)
 
 
+def _operation_id(handler: HTTPRouteHandler, _method: object, _path: object) -> str:
+    """The operation's name; the same operation of another dialect is named after that one too."""
+    dialect = handler.opt.get(DIALECT, "openai")
+    operation = str(handler.opt[OPERATION])
+    return operation if dialect == "openai" else f"{dialect}_{operation}"
+
+
 def openapi_config() -> OpenAPIConfig:
     bearer = SecurityScheme(type="http", scheme="bearer", description="An API key: sk-lut-...")
     return OpenAPIConfig(
@@ -97,4 +107,5 @@ def openapi_config() -> OpenAPIConfig:
         render_plugins=[OfflinePage()],
         openapi_router=Router(path=PATH, route_handlers=[], opt={PUBLIC: True}),
         use_handler_docstrings=True,
+        operation_id_creator=_operation_id,
     )

@@ -4,9 +4,10 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from luthier_api.errors import bad_cursor
-from luthier_common.contract.ids import canonical_id
+from luthier_common.contract.ids import canonical_id, spelled_with
 
 MAX_FILENAME_BYTES = 255
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -38,9 +39,30 @@ class Principal:
     project: str
     owner: str
     scopes: frozenset[str]
+    end_user: str | None = None
+    """On whose behalf the key acts; then things of other end users are not there for it."""
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+DialectName = Literal["openai", "mka1"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How this request's client wants to see things: its dialect's spelling of ids, and whether it knows `paused`."""
+
+    dialect: DialectName = "openai"
+    is_strict: bool = False
+
+    def id(self, thing_id: str) -> str:
+        """The id as the dialect spells it: the same core behind `ftjob-` or `ftjob_`."""
+        return spelled_with("_", thing_id) if self.dialect == "mka1" else thing_id
+
+    def status(self, status: str) -> str:
+        """A client that parses strictly has no word for `paused`; `queued` holds no slots and has not ended either."""
+        return "queued" if self.is_strict and status == "paused" else status
 
 
 @dataclass(frozen=True, slots=True)

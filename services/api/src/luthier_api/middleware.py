@@ -1,6 +1,7 @@
 """Around every request: its id, its span, and who sends it."""
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from litestar.connection import ASGIConnection
@@ -12,13 +13,16 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from opentelemetry.trace import SpanKind
 
 from luthier_api.domain import Principal
-from luthier_api.errors import ApiError, ErrorCode
+from luthier_api.domain import Scope as PrincipalScope
+from luthier_api.errors import NO_RETRY, ApiError, ErrorCode
 from luthier_api.keys import KeyRing
 from luthier_common.kit.telemetry import tracer, use_traceparent
 
 PUBLIC = "public"
 SCOPE = "scope"
 FILTERS = "filters_metadata"
+KEY_HEADERS = (b"x-api-key", b"api-key")
+MAX_END_USER = 256
 _ID = "request_id"
 
 
@@ -61,7 +65,7 @@ class Tracing(ASGIMiddleware):
 
 
 class Authentication(ASGIMiddleware):
-    """Turns the Bearer key into the request's principal; routes marked public need none."""
+    """Turns the key into the request's principal; routes marked public need none."""
 
     scopes = (ScopeType.HTTP,)
     exclude_opt_key = PUBLIC
@@ -70,13 +74,38 @@ class Authentication(ASGIMiddleware):
         self._keys = keys
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        scheme, _, key = (_header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
-        principal = await self._keys.principal(key.strip()) if scheme.lower() == "bearer" else None
+        key = _key_of(scope)
+        principal = await self._keys.principal(key) if key else None
         if principal is None:
             message = "Incorrect API key provided." if key else "No API key provided: send it as a Bearer token."
             raise ApiError(ErrorCode.INVALID_API_KEY, message, headers={"www-authenticate": "Bearer"})
-        scope["user"] = principal
+        scope["user"] = _on_behalf_of(principal, _header(scope, b"x-on-behalf-of"))
         await next_app(scope, receive, send)
+
+
+def _key_of(scope: Scope) -> str | None:
+    """The key, whichever header carries it."""
+    scheme, _, bearer = (_header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
+    sent = [bearer if scheme.lower() == "bearer" else ""]
+    sent += [(_header(scope, name) or b"").decode("latin-1") for name in KEY_HEADERS]
+    keys = {key.strip() for key in sent} - {""}
+    if len(keys) > 1:
+        raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, "Two different API keys were sent.", param="Authorization")
+    return keys.pop() if keys else None
+
+
+def _on_behalf_of(principal: Principal, value: bytes | None) -> Principal:
+    """The key as it acts for an end user; ApiError without the scope for it."""
+    end_user = (value or b"").decode("utf-8", "replace").strip()
+    if not end_user:
+        return principal
+    if not principal.may(PrincipalScope.ON_BEHALF_OF):
+        message = f"This API key lacks the scope {PrincipalScope.ON_BEHALF_OF}."
+        raise ApiError(ErrorCode.MISSING_SCOPE, message, param="X-On-Behalf-Of", headers=NO_RETRY)
+    if len(end_user) > MAX_END_USER:
+        message = f"X-On-Behalf-Of has at most {MAX_END_USER} characters."
+        raise ApiError(ErrorCode.INVALID_VALUE, message, param="X-On-Behalf-Of")
+    return replace(principal, end_user=end_user)
 
 
 async def check_scope(connection: ASGIConnection[Any, Principal, Any, Any], handler: BaseRouteHandler) -> None:
@@ -86,7 +115,7 @@ async def check_scope(connection: ASGIConnection[Any, Principal, Any, Any], hand
     needed = handler.opt.get(SCOPE)
     if needed is None or not connection.user.may(str(needed)):
         message = f"This API key lacks the scope {needed}."
-        raise ApiError(ErrorCode.MISSING_SCOPE, message, headers={"x-should-retry": "false"})
+        raise ApiError(ErrorCode.MISSING_SCOPE, message, headers=NO_RETRY)
 
 
 def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:

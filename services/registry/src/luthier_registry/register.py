@@ -175,4 +175,4 @@ class Registrar:
 
 
 def _owned(job: Doc) -> Doc:
-    return {name: job[name] for name in ("org", "project", "owner")}
+    return {name: job[name] for name in ("org", "project", "owner")} | {"end_user": job.get("end_user")}

@@ -29,6 +29,14 @@ def canonical_id(text: str) -> str:
     return text
 
 
+def spelled_with(separator: str, thing_id: str) -> str:
+    """A stored id with a dialect's separator behind its prefix; what is no such id is returned unchanged."""
+    for prefix in _PREFIXES:
+        if thing_id.startswith(prefix):
+            return prefix[:-1] + separator + thing_id[len(prefix) :]
+    return thing_id
+
+
 def core_of(thing_id: str) -> str:
     """The part of an id behind its prefix."""
     return thing_id.split("-", 1)[1] if "-" in thing_id else thing_id

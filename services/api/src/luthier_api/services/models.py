@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from luthier_api.domain import View
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.store import Repository
-from luthier_api.wire.lists import Wire
-from luthier_api.wire.models import base_object, tuned_object
+from luthier_api.wire.models import ModelObject, base_object, tuned_object
 from luthier_common.contract.events import ModelDeleted
 from luthier_common.journal.advance import Outcome
 from luthier_common.kit import ledger
@@ -30,14 +30,14 @@ class ModelService:
         self._db = db
         self.project = repository.principal.project
 
-    async def list(self) -> list[Wire]:
+    async def list(self, view: View) -> list[ModelObject]:
         """Tuned models first, newest first; then the bases."""
-        tuned = [tuned_object(model) for model in await self._repository.list_models()]
+        tuned = [tuned_object(model, view) for model in await self._repository.list_models()]
         return tuned + [base_object(base) for base in await self._repository.list_bases()]
 
-    async def get(self, name: str) -> Wire:
+    async def get(self, name: str, view: View) -> ModelObject:
         if (model := await self._repository.find_model(name)) is not None:
-            return tuned_object(model)
+            return tuned_object(model, view)
         if (base := await find_base(self._db, name)) is not None:
             return base_object(base)
         raise _no_model(name)

@@ -1,21 +1,33 @@
 """The checkpoint object, made from the fact that a checkpoint was saved."""
 
 import re
+from typing import Literal, TypedDict
 
+from luthier_api.domain import View
 from luthier_api.wire.events import metrics_of
-from luthier_api.wire.lists import Wire, unix
+from luthier_api.wire.lists import unix
 from luthier_common.contract.ids import core_of, model_id_of, model_name
 from luthier_common.kit.mongo import Doc
 
 
-def checkpoint_object(row: Doc, job: Doc, org_name: str) -> Wire:
+class CheckpointObject(TypedDict):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"]
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: dict[str, float]
+
+
+def checkpoint_object(row: Doc, job: Doc, org_name: str, view: View) -> CheckpointObject:
     data = row["body"]["data"]
     return {
         "id": f"ftckpt_{core_of(row['thing'])}{row['seq']:06d}",
         "object": "fine_tuning.job.checkpoint",
         "created_at": unix(row["at"]),
         "fine_tuned_model_checkpoint": f"{_model_name(job, org_name)}:ckpt-step-{data['step']}",
-        "fine_tuning_job_id": row["thing"],
+        "fine_tuning_job_id": view.id(row["thing"]),
         "step_number": data["step"],
         "metrics": metrics_of(data),
     }

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from luthier_api.wire.lists import Wire, unix
 from luthier_common.contract.ids import core_of
@@ -18,11 +18,24 @@ _METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_
 _MORE = ("learning_rate", "grad_norm", "epoch", "trained_tokens", "tokens_per_s")
 
 
+Level = Literal["info", "warn", "error"]
+
+
+class EventObject(TypedDict):
+    id: str
+    object: Literal["fine_tuning.job.event"]
+    created_at: int
+    level: Level
+    message: str
+    type: Literal["message", "metrics"]
+    data: Wire | None
+
+
 @dataclass(frozen=True)
 class Line:
     message: str
-    level: str = "info"
-    type: str = "message"
+    level: Level = "info"
+    type: Literal["message", "metrics"] = "message"
     data: Wire | None = None
 
 
@@ -34,7 +47,7 @@ class Place:
     number: int
 
 
-def render(row: Doc) -> list[Wire]:
+def render(row: Doc) -> list[EventObject]:
     """The lines of one fact, oldest first. A fact of a type that this version does not know gives none."""
     body = row["body"]
     lines = _LINES.get(row["type"], _nothing)(body["data"], body)
@@ -65,7 +78,7 @@ def _nothing(_data: Wire, _body: Wire) -> list[Line]:
     return []
 
 
-def _says(message: str, level: str = "info") -> Callable[[Wire, Wire], list[Line]]:
+def _says(message: str, level: Level = "info") -> Callable[[Wire, Wire], list[Line]]:
     return lambda _data, _body: [Line(message, level)]
 
 

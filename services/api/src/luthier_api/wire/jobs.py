@@ -1,9 +1,10 @@
 """The job object. What is not known is null; what a run resolved replaces `auto`."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
-from luthier_api.wire.lists import Wire, unix
+from luthier_api.domain import View
+from luthier_api.wire.lists import Wire, unix, unix_or_none
 from luthier_common.kit.mongo import Doc
 
 FIELDS = (
@@ -31,24 +32,71 @@ FIELDS = (
 _NOT_CHOSEN = ("seed", "total_steps")
 
 
-def job_object(job: Doc) -> Wire:
+class JobError(TypedDict):
+    """Why a job failed. `owner` says whose fault it is, `retryable` whether trying again can help."""
+
+    code: str
+    message: str
+    param: str | None
+    owner: str | None
+    retryable: bool | None
+    line: NotRequired[int]
+
+
+class Queued(TypedDict):
+    position: int | None
+    reason: str | None
+    message: str | None
+
+
+class JobObject(TypedDict):
+    """`x_state` is the exact phase inside the status, `x_queue` where a waiting job stands and why it waits."""
+
+    id: str
+    object: Literal["fine_tuning.job"]
+    created_at: int
+    finished_at: int | None
+    model: str
+    fine_tuned_model: str | None
+    organization_id: str
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    hyperparameters: dict[str, Any]
+    method: dict[str, Any]
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    error: JobError | None
+    seed: int
+    estimated_finish: int | None
+    integrations: list[Wire]
+    metadata: dict[str, str] | None
+    suffix: str | None
+    trained_steps: int
+    total_steps: int | None
+    x_state: str
+    x_attempt: int
+    x_queue: Queued | None
+
+
+def job_object(job: Doc, view: View) -> JobObject:
     spec = job["spec"]
     hyperparameters = _hyperparameters(job)
     staged = job.get("staged") or {}
     return {
-        "id": job["_id"],
+        "id": view.id(job["_id"]),
         "object": "fine_tuning.job",
         "created_at": unix(job["created_at"]),
-        "finished_at": unix(job.get("finished_at")),
+        "finished_at": unix_or_none(job.get("finished_at")),
         "model": spec["model"],
         "fine_tuned_model": job.get("fine_tuned_model"),
         "organization_id": job["org"],
-        "status": job["status"],
+        "status": view.status(job["status"]),  # type: ignore[typeddict-item]  # the life table has these
         "hyperparameters": hyperparameters,
         "method": {"type": spec["method"], spec["method"]: {"hyperparameters": hyperparameters}},
-        "training_file": spec["training_file"],
-        "validation_file": spec.get("validation_file"),
-        "result_files": [staged["result_file_id"]] if staged.get("result_file_id") else [],
+        "training_file": view.id(spec["training_file"]),
+        "validation_file": view.id(spec["validation_file"]) if spec.get("validation_file") else None,
+        "result_files": [view.id(staged["result_file_id"])] if staged.get("result_file_id") else [],
         "trained_tokens": job.get("trained_tokens"),
         "error": _error(job),
         "seed": spec["seed"],
@@ -77,20 +125,28 @@ def _hyperparameters(job: Doc) -> dict[str, Any]:
     return {name: value for name, value in job["spec"]["hyperparameters"].items() if value is not None}
 
 
-def _error(job: Doc) -> Wire | None:
+def _error(job: Doc) -> JobError | None:
     problem = job.get("error")
     if not problem:
         return None
-    shown = {name: problem.get(name) for name in ("code", "message", "param", "owner", "retryable")}
-    return shown | ({"line": problem["line"]} if problem.get("line") is not None else {})
+    shown: JobError = {
+        "code": problem["code"],
+        "message": problem["message"],
+        "param": problem.get("param"),
+        "owner": problem.get("owner"),
+        "retryable": problem.get("retryable"),
+    }
+    if problem.get("line") is not None:
+        shown["line"] = problem["line"]
+    return shown
 
 
-def _queue(job: Doc) -> Wire | None:
+def _queue(job: Doc) -> Queued | None:
     """Why the job waits and where; null when it does not wait."""
     queue = job.get("queue")
     if job["phase"] != "waiting" or not queue:
         return None
-    return {name: queue.get(name) for name in ("position", "reason", "message")}
+    return {"position": queue.get("position"), "reason": queue.get("reason"), "message": queue.get("message")}
 
 
 def _estimated_finish(job: Doc) -> int | None:

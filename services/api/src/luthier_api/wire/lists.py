@@ -2,21 +2,44 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 Wire = dict[str, Any]
+Item = TypeVar("Item")
 
 
-def list_object(items: Sequence[Wire], *, has_more: bool) -> Wire:
+class ListObject(TypedDict, Generic[Item]):
+    object: Literal["list"]
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedObject(TypedDict):
+    id: str
+    object: str
+    deleted: Literal[True]
+
+
+def list_object(items: Sequence[Item], *, has_more: bool) -> ListObject[Item]:
     return {
         "object": "list",
         "data": list(items),
-        "first_id": items[0]["id"] if items else None,
-        "last_id": items[-1]["id"] if items else None,
+        "first_id": _id_of(items[0]) if items else None,
+        "last_id": _id_of(items[-1]) if items else None,
         "has_more": has_more,
     }
 
 
-def unix(at: datetime | None) -> int | None:
+def _id_of(item: Any) -> str:
+    return str(item["id"])
+
+
+def unix(at: datetime) -> int:
     """Whole seconds, rounded down: some clients refuse fractions."""
-    return None if at is None else int(at.timestamp())
+    return int(at.timestamp())
+
+
+def unix_or_none(at: datetime | None) -> int | None:
+    return None if at is None else unix(at)

@@ -1,25 +1,41 @@
 """The model object. Names are opaque: nothing here reads them."""
 
-from luthier_api.wire.lists import Wire, unix
+from typing import Literal, NotRequired, TypedDict
+
+from luthier_api.domain import View
+from luthier_api.wire.lists import unix
 from luthier_common.kit.mongo import Doc
 
 
-def tuned_object(model: Doc) -> Wire:
+class ModelObject(TypedDict):
+    """`x_base` and `x_job` of tuned models, `x_context_length` and `x_aliases` of bases."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    x_base: NotRequired[str]
+    x_job: NotRequired[str]
+    x_context_length: NotRequired[int | None]
+    x_aliases: NotRequired[list[str]]
+
+
+def tuned_object(model: Doc, view: View) -> ModelObject:
     return {
         "id": model["name"],
         "object": "model",
         "created": unix(model["created_at"]),
         "owned_by": model["org"],
         "x_base": model["base"],
-        "x_job": model["job"],
+        "x_job": view.id(model["job"]),
     }
 
 
-def base_object(base: Doc) -> Wire:
+def base_object(base: Doc) -> ModelObject:
     return {
         "id": base["_id"],
         "object": "model",
-        "created": unix(base.get("created_at")) or 0,
+        "created": unix(base["created_at"]) if base.get("created_at") else 0,
         "owned_by": "system",
         "x_context_length": base.get("context_length"),
         "x_aliases": base.get("aliases") or [],

@@ -47,11 +47,11 @@ LABELS = frozenset({"user", "safety_identifier", "prompt_cache_key"})
 
 
 class ChatController(Controller):
-    path = "/v1/chat/completions"
+    path = "/chat/completions"
     tags = ("Chat",)
 
     @post(
-        operation_id="create_chat_completion",
+        operation="create_chat_completion",
         summary="Let a model answer",
         scope=Scope.INFERENCE,
         status_code=200,

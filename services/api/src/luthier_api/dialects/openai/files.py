@@ -1,6 +1,6 @@
 """`/v1/files`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from litestar import Controller, delete, get, post
@@ -9,49 +9,54 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from luthier_api.deps import AnyRequest
-from luthier_api.domain import Page, Scope
+from luthier_api.domain import Page, Scope, View
 from luthier_api.services.files import FileService
 from luthier_api.upload import Upload
-from luthier_api.wire.files import file_object
-from luthier_api.wire.lists import Wire, list_object
+from luthier_api.wire.files import FileObject, file_object
+from luthier_api.wire.lists import DeletedObject, ListObject, list_object
 
 MAX_FILES = 10_000
 
 
 class FilesController(Controller):
-    path = "/v1/files"
+    path = "/files"
     tags = ("Files",)
 
     @post(
-        operation_id="create_file",
+        operation="create_file",
         summary="Upload a file",
         scope=Scope.FILES_WRITE,
         status_code=200,
         request_max_body_size=None,
     )
-    async def create(self, request: AnyRequest, files: NamedDependency[FileService]) -> Wire:
+    async def create(
+        self, request: AnyRequest, files: NamedDependency[FileService], view: NamedDependency[View]
+    ) -> FileObject:
         upload = Upload(request.headers.get("content-type", ""), request.stream())
-        return file_object(await files.create(upload))
+        return file_object(await files.create(upload), view)
 
-    @get(operation_id="list_files", summary="List files", scope=Scope.FILES_READ)
+    @get(operation="list_files", summary="List files", scope=Scope.FILES_READ)
     async def list(
         self,
         files: NamedDependency[FileService],
+        view: NamedDependency[View],
         purpose: FromQuery[str | None] = None,
         after: FromQuery[str | None] = None,
         order: FromQuery[Literal["asc", "desc"]] = "desc",
         limit: Annotated[int, QueryParameter(ge=1, le=MAX_FILES)] = MAX_FILES,
-    ) -> Wire:
+    ) -> ListObject[FileObject]:
         found = await files.list(Page(limit, after, ascending=order == "asc"), purpose)
-        return list_object([file_object(file) for file in found[:limit]], has_more=len(found) > limit)
+        return list_object([file_object(file, view) for file in found[:limit]], has_more=len(found) > limit)
 
-    @get("/{file_id:str}", operation_id="retrieve_file", summary="Look at a file", scope=Scope.FILES_READ)
-    async def retrieve(self, file_id: FromPath[str], files: NamedDependency[FileService]) -> Wire:
-        return file_object(await files.get(file_id))
+    @get("/{file_id:str}", operation="retrieve_file", summary="Look at a file", scope=Scope.FILES_READ)
+    async def retrieve(
+        self, file_id: FromPath[str], files: NamedDependency[FileService], view: NamedDependency[View]
+    ) -> FileObject:
+        return file_object(await files.get(file_id), view)
 
     @get(
         "/{file_id:str}/content",
-        operation_id="download_file",
+        operation="download_file",
         summary="Read a file's bytes",
         scope=Scope.FILES_READ,
         media_type="application/octet-stream",
@@ -66,7 +71,9 @@ class FilesController(Controller):
         return Stream(chunks, headers=headers, media_type="application/octet-stream")
 
     @delete(
-        "/{file_id:str}", operation_id="delete_file", summary="Delete a file", scope=Scope.FILES_WRITE, status_code=200
+        "/{file_id:str}", operation="delete_file", summary="Delete a file", scope=Scope.FILES_WRITE, status_code=200
     )
-    async def delete(self, file_id: FromPath[str], files: NamedDependency[FileService]) -> dict[str, Any]:
-        return {"id": await files.delete(file_id), "object": "file", "deleted": True}
+    async def delete(
+        self, file_id: FromPath[str], files: NamedDependency[FileService], view: NamedDependency[View]
+    ) -> DeletedObject:
+        return {"id": view.id(await files.delete(file_id)), "object": "file", "deleted": True}

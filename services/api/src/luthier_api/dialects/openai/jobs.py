@@ -10,12 +10,14 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from luthier_api.deps import AnyRequest
 from luthier_api.dialects.openai.create import CreateJob, wanted_job
-from luthier_api.domain import Page, Scope
+from luthier_api.domain import Page, Scope, View
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.events import EventService
 from luthier_api.services.jobs import JobService, Sent
-from luthier_api.wire.jobs import job_object
-from luthier_api.wire.lists import Wire, list_object
+from luthier_api.wire.checkpoints import CheckpointObject
+from luthier_api.wire.events import EventObject
+from luthier_api.wire.jobs import JobObject, job_object
+from luthier_api.wire.lists import ListObject, list_object
 
 MAX_PAGE = 100
 MAX_KEY = 255
@@ -24,16 +26,22 @@ Limit20 = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 
 
 class JobsController(Controller):
-    path = "/v1/fine_tuning/jobs"
+    path = "/fine_tuning/jobs"
     tags = ("Fine-tuning",)
 
-    @post(operation_id="create_fine_tuning_job", summary="Create a job", scope=Scope.JOBS_WRITE, status_code=200)
-    async def create(self, request: AnyRequest, data: JSONBody[CreateJob], jobs: NamedDependency[JobService]) -> Wire:
+    @post(operation="create_fine_tuning_job", summary="Create a job", scope=Scope.JOBS_WRITE, status_code=200)
+    async def create(
+        self,
+        request: AnyRequest,
+        data: JSONBody[CreateJob],
+        jobs: NamedDependency[JobService],
+        view: NamedDependency[View],
+    ) -> JobObject:
         sent = Sent(await request.body(), _idempotency_key(request), is_retry(request))
-        return job_object(await jobs.create(wanted_job(data), sent))
+        return job_object(await jobs.create(wanted_job(data), sent), view)
 
     @get(
-        operation_id="list_fine_tuning_jobs",
+        operation="list_fine_tuning_jobs",
         summary="List jobs, newest first",
         scope=Scope.JOBS_READ,
         filters_metadata=True,
@@ -42,50 +50,59 @@ class JobsController(Controller):
         self,
         request: AnyRequest,
         jobs: NamedDependency[JobService],
+        view: NamedDependency[View],
         after: FromQuery[str | None] = None,
         limit: Limit20 = 20,
-    ) -> Wire:
+    ) -> ListObject[JobObject]:
         metadata, without = read_metadata_filter(request.query_params.dict())
         found = await jobs.list(Page(limit, after), metadata, without_metadata=without)
-        return list_object([job_object(job) for job in found[:limit]], has_more=len(found) > limit)
+        return list_object([job_object(job, view) for job in found[:limit]], has_more=len(found) > limit)
 
-    @get("/{job_id:str}", operation_id="retrieve_fine_tuning_job", summary="Look at a job", scope=Scope.JOBS_READ)
-    async def retrieve(self, job_id: FromPath[str], jobs: NamedDependency[JobService]) -> Wire:
-        return job_object(await jobs.get(job_id))
+    @get("/{job_id:str}", operation="retrieve_fine_tuning_job", summary="Look at a job", scope=Scope.JOBS_READ)
+    async def retrieve(
+        self, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
+    ) -> JobObject:
+        return job_object(await jobs.get(job_id), view)
 
     @post(
         "/{job_id:str}/cancel",
-        operation_id="cancel_fine_tuning_job",
+        operation="cancel_fine_tuning_job",
         summary="Cancel a job",
         scope=Scope.JOBS_WRITE,
         status_code=200,
     )
-    async def cancel(self, job_id: FromPath[str], jobs: NamedDependency[JobService]) -> Wire:
-        return job_object(await jobs.cancel(job_id))
+    async def cancel(
+        self, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
+    ) -> JobObject:
+        return job_object(await jobs.cancel(job_id), view)
 
     @post(
         "/{job_id:str}/pause",
-        operation_id="pause_fine_tuning_job",
+        operation="pause_fine_tuning_job",
         summary="Pause a job that is queued or running",
         scope=Scope.JOBS_WRITE,
         status_code=200,
     )
-    async def pause(self, request: AnyRequest, job_id: FromPath[str], jobs: NamedDependency[JobService]) -> Wire:
-        return job_object(await jobs.pause(job_id, is_retry=is_retry(request)))
+    async def pause(
+        self, request: AnyRequest, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
+    ) -> JobObject:
+        return job_object(await jobs.pause(job_id, is_retry=is_retry(request)), view)
 
     @post(
         "/{job_id:str}/resume",
-        operation_id="resume_fine_tuning_job",
+        operation="resume_fine_tuning_job",
         summary="Resume a paused job",
         scope=Scope.JOBS_WRITE,
         status_code=200,
     )
-    async def resume(self, request: AnyRequest, job_id: FromPath[str], jobs: NamedDependency[JobService]) -> Wire:
-        return job_object(await jobs.resume(job_id, is_retry=is_retry(request)))
+    async def resume(
+        self, request: AnyRequest, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
+    ) -> JobObject:
+        return job_object(await jobs.resume(job_id, is_retry=is_retry(request)), view)
 
     @get(
         "/{job_id:str}/events",
-        operation_id="list_fine_tuning_events",
+        operation="list_fine_tuning_events",
         summary="List what happened to a job, newest first",
         scope=Scope.JOBS_READ,
     )
@@ -96,12 +113,12 @@ class JobsController(Controller):
         job_events: NamedDependency[EventService],
         after: FromQuery[str | None] = None,
         limit: Limit20 = 20,
-    ) -> Wire:
+    ) -> ListObject[EventObject]:
         return await job_events.list_events(await jobs.get(job_id), Page(limit, after))
 
     @get(
         "/{job_id:str}/checkpoints",
-        operation_id="list_fine_tuning_job_checkpoints",
+        operation="list_fine_tuning_job_checkpoints",
         summary="List a job's checkpoints, newest first",
         scope=Scope.JOBS_READ,
     )
@@ -110,10 +127,11 @@ class JobsController(Controller):
         job_id: FromPath[str],
         jobs: NamedDependency[JobService],
         job_events: NamedDependency[EventService],
+        view: NamedDependency[View],
         after: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 10,
-    ) -> Wire:
-        return await job_events.list_checkpoints(await jobs.get(job_id), Page(limit, after))
+    ) -> ListObject[CheckpointObject]:
+        return await job_events.list_checkpoints(await jobs.get(job_id), Page(limit, after), view)
 
 
 def is_retry(request: AnyRequest) -> bool:
