@@ -13,7 +13,7 @@ from integration.api.conftest import TINY, Api
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
 PUBLIC = {"/healthz", "/readyz", "/docs", "/docs/openapi.json", "/docs/{path}"}
-ENVELOPE = {"message", "type", "param", "code"}
+ENVELOPE = {"message", "type", "param", "code", "request_id"}
 
 
 async def _operations(api: Api) -> list[tuple[str, str, dict[str, Any]]]:

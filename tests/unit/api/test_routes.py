@@ -1,33 +1,21 @@
 """What every route must declare, and the table of errors."""
 
 import re
-from typing import Any, cast
 
 from litestar.handlers import HTTPRouteHandler
 
-from luthier_api.app import build_app
-from luthier_api.deps import Process
 from luthier_api.domain import Principal, Scope
 from luthier_api.errors import ErrorCode
-from luthier_api.keys import KeyRing
 from luthier_api.middleware import PUBLIC, SCOPE
-from luthier_api.settings import ApiSettings
-from luthier_common.kit.health import Health
+from luthier_api.reference import make_hollow_app
 
 OPEN_TO_ALL = {"/healthz", "/readyz", "/docs", "/docs/openapi.json", "/docs/{path:str}"}
-
-
-def make_app() -> Any:
-    settings = ApiSettings(mongo_url="mongodb://x", kafka_url="x:1", objects_url="file:///nowhere")
-    nothing = cast("Any", None)
-    keys = KeyRing(nothing, b"pepper", cache_s=5)
-    return build_app(Process(settings, nothing, nothing, nothing, keys, nothing, Health()))
 
 
 def test_every_route_declares_a_scope_or_is_known_to_be_open() -> None:
     handlers = [
         (route.path, handler)
-        for route in make_app().routes
+        for route in make_hollow_app().routes
         for handler in route.route_handlers
         if isinstance(handler, HTTPRouteHandler) and handler.http_methods != {"OPTIONS"}
     ]

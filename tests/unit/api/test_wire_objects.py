@@ -7,7 +7,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from builders.jobs import make_resolved, make_spec
-from luthier_api.domain import clean_filename
+from luthier_api.domain import View, clean_filename
 from luthier_api.services.engines import in_order
 from luthier_api.wire.jobs import job_object
 from luthier_api.wire.lists import list_object
@@ -31,7 +31,7 @@ def make_job(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_fresh_job_has_every_required_key_and_no_numbers_yet() -> None:
-    shown = job_object(make_job())
+    shown = job_object(make_job(), View())
     FineTuningJob.model_validate(shown, strict=True)
     assert FineTuningJob.model_fields.keys() <= shown.keys()
     assert shown["created_at"] == 1767323045
@@ -51,19 +51,19 @@ def test_a_running_job_shows_numbers_and_when_it_may_end() -> None:
         trained_tokens=100,
         attempt=1,
     )
-    shown = job_object(running)
+    shown = job_object(running, View())
     assert shown["hyperparameters"]["n_epochs"] == 2
     assert shown["hyperparameters"]["learning_rate"] == 2e-4
     assert "seed" not in shown["hyperparameters"]
     assert shown["method"]["supervised"]["hyperparameters"] == shown["hyperparameters"]
     assert shown["estimated_finish"] == 1767323085
-    assert job_object(running | {"step_time_s": None})["estimated_finish"] is None
+    assert job_object(running | {"step_time_s": None}, View())["estimated_finish"] is None
 
 
 def test_a_waiting_job_says_why() -> None:
     queue = {"reason": "no_slots", "message": "Waiting for slots", "position": 2}
-    assert job_object(make_job(phase="waiting", status="queued", queue=queue))["x_queue"] == queue
-    assert job_object(make_job(queue=queue))["x_queue"] is None
+    assert job_object(make_job(phase="waiting", status="queued", queue=queue), View())["x_queue"] == queue
+    assert job_object(make_job(queue=queue), View())["x_queue"] is None
 
 
 def test_lists_name_their_ends() -> None:

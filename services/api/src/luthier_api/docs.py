@@ -38,7 +38,7 @@ ERROR = Schema(
         "error": Schema(
             type=OpenAPIType.OBJECT,
             required=["message", "type", "param", "code"],
-            properties={"message": _TEXT, "type": _TEXT, "param": _NULLABLE, "code": _NULLABLE},
+            properties={"message": _TEXT, "type": _TEXT, "param": _NULLABLE, "code": _NULLABLE, "request_id": _TEXT},
         )
     },
 )
@@ -105,7 +105,7 @@ def openapi_config() -> OpenAPIConfig:
         components=Components(security_schemes={"key": bearer}),
         security=[{"key": []}],
         render_plugins=[OfflinePage()],
-        openapi_router=Router(path=PATH, route_handlers=[], opt={PUBLIC: True}),
+        openapi_router=Router(path=PATH, route_handlers=[], opt={PUBLIC: True}, include_in_schema=False),
         use_handler_docstrings=True,
         operation_id_creator=_operation_id,
     )

@@ -42,16 +42,15 @@ def handlers() -> ExceptionHandlersMap:
     return mapped
 
 
-def _answer(error: ApiError | PassedOnError) -> Response[Any]:
-    return Response(error.body(), status_code=error.status, headers=error.headers, media_type="application/json")
+def _known(request: AnyRequest, error: ApiError | PassedOnError) -> Response[Any]:
+    """The envelope, with the request's id beside the four keys that clients know."""
+    body = error.body()
+    body["error"]["request_id"] = request_id_of(request.scope)
+    return Response(body, status_code=error.status, headers=error.headers, media_type="application/json")
 
 
-def _known(_request: AnyRequest, error: ApiError) -> Response[Any]:
-    return _answer(error)
-
-
-def _invalid(_request: AnyRequest, error: ValidationException) -> Response[Any]:
-    return _answer(invalid(error))
+def _invalid(request: AnyRequest, error: ValidationException) -> Response[Any]:
+    return _known(request, invalid(error))
 
 
 def invalid(error: ValidationException) -> ApiError:
@@ -79,20 +78,20 @@ def _http(request: AnyRequest, error: HTTPException) -> Response[Any]:
     else:
         known, message = ErrorCode.INVALID_JSON, "The body is not JSON that can be read."
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
-    return _answer(ApiError(known, message, headers=headers))
+    return _known(request, ApiError(known, message, headers=headers))
 
 
-def _not_json(_request: AnyRequest, _error: Exception) -> Response[Any]:
-    return _answer(ApiError(ErrorCode.INVALID_JSON, "The body is not JSON that can be read."))
+def _not_json(request: AnyRequest, _error: Exception) -> Response[Any]:
+    return _known(request, ApiError(ErrorCode.INVALID_JSON, "The body is not JSON that can be read."))
 
 
 def _unavailable(request: AnyRequest, error: Exception) -> Response[Any]:
     log.warning("a server is away: %s", type(error).__name__, extra={"request_id": request_id_of(request.scope)})
     headers = {"retry-after": str(RETRY_AFTER_S)}
-    return _answer(ApiError(ErrorCode.UNAVAILABLE, "A server did not answer; try again.", headers=headers))
+    return _known(request, ApiError(ErrorCode.UNAVAILABLE, "A server did not answer; try again.", headers=headers))
 
 
 def _internal(request: AnyRequest, error: Exception) -> Response[Any]:
     request_id = request_id_of(request.scope)
     log.error("a request failed", exc_info=error, extra={"request_id": request_id})
-    return _answer(ApiError(ErrorCode.INTERNAL, f"An internal error; the logs hold it under {request_id}."))
+    return _known(request, ApiError(ErrorCode.INTERNAL, f"An internal error; the logs hold it under {request_id}."))
