@@ -23,12 +23,16 @@ from litestar.openapi.spec import (
 
 from luthier_api import __name__ as package
 from luthier_api.deps import DIALECT
+from luthier_api.errors import ErrorCode
 from luthier_api.middleware import PUBLIC
 
 TITLE = "Luthier"
 VERSION = "0.1.0"
 PATH = "/docs"
 OPERATION = "operation"
+PUBLIC_PATHS = ("/healthz", "/readyz")
+OF_ALL = (400, 401, 403, 429, 500, 503)
+OF_WRITES = (404, 408, 409, 413)
 _TEXT = Schema(type=OpenAPIType.STRING)
 _NULLABLE = Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL])
 ERROR = Schema(
@@ -71,15 +75,22 @@ def describe_errors_and_uploads(description: OpenAPI) -> None:
     assert isinstance(components, Components)
     assert components.schemas is not None
     components.schemas["Error"] = ERROR
-    error = OpenAPIResponse(
-        description="An error", content={"application/json": OpenAPIMediaType(Reference("#/components/schemas/Error"))}
-    )
-    for path in (description.paths or {}).values():
-        for operation in (path.get, path.post, path.delete):
+    for path, methods in (description.paths or {}).items():
+        if path in PUBLIC_PATHS:
+            continue
+        for operation in (methods.get, methods.post, methods.delete):
             if operation is not None and operation.responses is not None:
-                operation.responses.pop("400", None)
-                operation.responses["default"] = error
+                writes = operation is not methods.get
+                statuses = (*OF_ALL, *([404] if "{" in path else []), *(OF_WRITES if writes else ()))
+                operation.responses.update({str(status): _error(status) for status in statuses})
                 _describe_upload(operation)
+
+
+def _error(status: int) -> OpenAPIResponse:
+    """What an operation may answer with this status: always the envelope."""
+    codes = sorted({f"`{error.code}`" for error in ErrorCode if error.status == status})
+    content = {"application/json": OpenAPIMediaType(Reference("#/components/schemas/Error"))}
+    return OpenAPIResponse(description=f"One of {', '.join(codes)}", content=content)
 
 
 def _describe_upload(operation: Operation) -> None:
