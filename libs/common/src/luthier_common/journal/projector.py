@@ -9,6 +9,8 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Callable, Collection
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +22,7 @@ from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, BulkWriteError, Database, Doc
+from luthier_common.kit.mongo import OUTAGES, BulkWriteError, Database, Doc, update_each
 from luthier_common.kit.stream import Part, Reader, Record
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ POSITIONS = "positions"
 EVENTS = "events"
 LEASE_S = 5.0
 SWEEP_S = 1.0
+Projected = Callable[[Kind, Collection[str]], None]
 KIND_OF = {topic.name: kind for kind, topic in TOPICS.items()}
 
 
@@ -43,7 +46,10 @@ class _Held:
 class Projector:
     """Projects the partitions whose position documents it holds, each under its epoch."""
 
-    def __init__(self, db: Database, reader: Reader, *, owner: str, clock: Clock) -> None:
+    def __init__(
+        self, db: Database, reader: Reader, *, owner: str, clock: Clock, projected: Projected | None = None
+    ) -> None:
+        """`projected` hears which things have new rows, as soon as they can be read."""
         self._db = db
         self._reader = reader
         self._owner = owner
@@ -52,7 +58,7 @@ class Projector:
         self._renewed_at_s = -1e9
         self._swept_at_s = 0.0
         self._assigned = False
-        self.projected_seqs: asyncio.Event = asyncio.Event()
+        self._projected = projected
 
     async def step(self, *, wait_ms: int = 200) -> int:
         """Renew, read once, project, sweep. The number of rows handled."""
@@ -70,9 +76,8 @@ class Projector:
             raise
         for part in out_of_range:
             await self._restart(part)
-        for part, records in batches.items():
-            if part in self._held:
-                await self._project(part, records)
+        mine = [(part, records) for part, records in batches.items() if part in self._held]
+        await asyncio.gather(*(self._project(part, records) for part, records in mine))
         if self._clock.monotonic_s() - self._swept_at_s > SWEEP_S:
             self._swept_at_s = self._clock.monotonic_s()
             await self._sweep()
@@ -125,16 +130,17 @@ class Projector:
     async def _project(self, part: Part, records: list[Record]) -> None:
         rows = [row for record in records if (row := _row(part, record)) is not None]
         present = await self._insert(rows)
+        if self._projected is not None and present:
+            self._projected(KIND_OF[part.topic], {row["thing"] for row in present})
         await failpoint("projector.after_insert")
         by_thing: dict[str, list[int]] = defaultdict(list)
         for row in present:
             by_thing[row["thing"]].append(row["seq"])
         kind = KIND_OF[part.topic]
-        await asyncio.gather(*(self._trim(kind, thing, seqs) for thing, seqs in by_thing.items()))
+        await self._trim(kind, by_thing)
         await failpoint("projector.after_trim")
         if records:
             await self._move(part, records[-1].offset + 1)
-            self.projected_seqs.set()
 
     async def _insert(self, rows: list[Doc]) -> list[Doc]:
         """Insert what is new; the rows that are now in the list with this very content."""
@@ -164,9 +170,8 @@ class Projector:
                 log.error("alarm: a fact came twice with different content", extra={"fact": row["_id"]})
         return equal
 
-    async def _trim(self, kind: Kind, thing: str, seqs: list[int]) -> None:
-        kept = {"$filter": {"input": "$outbox", "as": "e", "cond": {"$not": [{"$in": ["$$e.seq", seqs]}]}}}
-        await self._db[COLLECTIONS[kind]].update_one({"_id": thing}, [{"$set": {"outbox": kept}}, {"$set": flags()}])
+    async def _trim(self, kind: Kind, seqs_by_thing: Mapping[str, list[int]]) -> None:
+        await update_each(self._db[COLLECTIONS[kind]], {thing: _trimming(s) for thing, s in seqs_by_thing.items()})
 
     async def _sweep(self) -> None:
         for part, held in list(self._held.items()):
@@ -202,7 +207,7 @@ class Projector:
 
     async def _passed(self, kind: Kind, thing: str, seq: int, offset: int) -> None:
         if await self._db[EVENTS].find_one({"_id": f"{kind}/{thing}/{seq}"}, {"_id": 1}):
-            await self._trim(kind, thing, [seq])
+            await self._trim(kind, {thing: [seq]})
         else:
             await self._unnote(kind, thing, seq, offset)
 
@@ -213,6 +218,12 @@ class Projector:
         log.warning(
             "a published fact was lost by the broker; it is sent again", extra={"fact": f"{kind}/{thing}/{seq}"}
         )
+
+
+def _trimming(seqs: list[int]) -> list[Doc]:
+    """The update that takes entries out of a thing's outbox."""
+    kept = {"$filter": {"input": "$outbox", "as": "e", "cond": {"$not": [{"$in": ["$$e.seq", seqs]}]}}}
+    return [{"$set": {"outbox": kept}}, {"$set": flags()}]
 
 
 def _row(part: Part, record: Record) -> Doc | None:

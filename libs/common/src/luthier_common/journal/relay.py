@@ -15,7 +15,7 @@ from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, Database, Doc
+from luthier_common.kit.mongo import OUTAGES, Database, Doc, update_each
 from luthier_common.kit.stream import Message, Writer
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,11 @@ class Relay:
         """Publish what waits in my partitions once; the number of facts published."""
         await asyncio.gather(*(self._hold(kind, part) for kind, part in ALL_PARTS))
         found = await asyncio.gather(*(self._find_unsent(kind) for kind in TOPICS))
-        sent = 0
+        waiting: dict[tuple[Kind, int], list[Doc]] = defaultdict(list)
         for kind, things in zip(TOPICS, found, strict=True):
-            for part in sorted({int(thing["part"]) for thing in things}):
-                sent += await self._publish(kind, part, [thing for thing in things if thing["part"] == part])
-        return sent
+            for thing in things:
+                waiting[(kind, int(thing["part"]))].append(thing)
+        return sum(await asyncio.gather(*(self._publish(*where, things) for where, things in waiting.items())))
 
     async def release(self) -> None:
         for lease in self._held.values():
@@ -90,26 +90,17 @@ class Relay:
         places: dict[str, dict[int, int]] = defaultdict(dict)
         for envelope, offset in zip(envelopes, offsets, strict=True):
             places[envelope.thing][envelope.seq] = offset
-        await asyncio.gather(*(self._note(kind, thing, part, seqs) for thing, seqs in places.items()))
+        noted = {thing: _noting(part, offsets) for thing, offsets in places.items()}
+        await update_each(self._db[COLLECTIONS[kind]], noted)
         return len(envelopes)
 
-    async def _note(self, kind: Kind, thing: str, part: int, offsets: dict[int, int]) -> None:
-        """Write partition and offset into the entries, by seq."""
-        branches = [{"case": {"$eq": ["$$e.seq", seq]}, "then": offset} for seq, offset in offsets.items()]
-        noted = {
-            "$map": {
-                "input": "$outbox",
-                "as": "e",
-                "in": {
-                    "$cond": [
-                        {"$in": ["$$e.seq", list(offsets)]},
-                        {"$mergeObjects": ["$$e", {"partition": part, "offset": {"$switch": {"branches": branches}}}]},
-                        "$$e",
-                    ]
-                },
-            }
-        }
-        await self._db[COLLECTIONS[kind]].update_one({"_id": thing}, [{"$set": {"outbox": noted}}, {"$set": flags()}])
+
+def _noting(part: int, offsets: dict[int, int]) -> list[Doc]:
+    """The update that writes partition and offset into a thing's entries, by seq."""
+    branches = [{"case": {"$eq": ["$$e.seq", seq]}, "then": offset} for seq, offset in offsets.items()]
+    place = {"partition": part, "offset": {"$switch": {"branches": branches}}}
+    entry = {"$cond": [{"$in": ["$$e.seq", list(offsets)]}, {"$mergeObjects": ["$$e", place]}, "$$e"]}
+    return [{"$set": {"outbox": {"$map": {"input": "$outbox", "as": "e", "in": entry}}}}, {"$set": flags()}]
 
 
 def flags() -> Doc:

@@ -1,12 +1,12 @@
 """The one file that knows the MongoDB driver (motor now; PyMongo's async client has the same calls)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import ReturnDocument, errors
+from pymongo import ReturnDocument, UpdateOne, errors
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -53,6 +53,19 @@ async def open_mongo(url: str, database: str, *, timeout_s: float = 5.0) -> Asyn
         )
     finally:
         client.close()
+
+
+async def update_each(collection: Collection, updates: Mapping[str, list[Doc]]) -> None:
+    """Update many documents, by id, each by its own pipeline, in one round trip. Those that are gone are passed over.
+
+    Raises a driver error, or TransientError when the server refused some: those that it took stay done.
+    """
+    if not updates:
+        return
+    try:
+        await collection.bulk_write([UpdateOne({"_id": key}, change) for key, change in updates.items()], ordered=False)
+    except BulkWriteError as error:
+        raise TransientError("some of many updates could not be written") from error
 
 
 async def ping(db: Database, *, timeout_s: float = 1.0) -> None:
