@@ -34,6 +34,8 @@ from luthier_stack.stack import Stack  # noqa: E402
 SEED = 20261121
 TINY = "tiny"
 READY_S = 60.0
+NO_LIMIT = {"LUTHIER_REQUESTS_PER_MINUTE": str(10**9)}
+"""One key sends what in life many send."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -96,7 +98,7 @@ async def stack_of(
             mongo_url=None,
             kafka_url=None,
             objects_url=None,
-            service_env={**(base_env(base) if base else {}), **(env or {})},
+            service_env={**NO_LIMIT, **(base_env(base) if base else {}), **(env or {})},
         )
         async with Stack(settings) as stack:
             yield stack

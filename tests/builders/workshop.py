@@ -23,6 +23,7 @@ QUICK = {
     "LUTHIER_TICK_S": "0.5",
     "LUTHIER_CLAIM_TTL_S": "4",
     "LUTHIER_TRAINER_NUM_THREADS": "1",
+    "LUTHIER_REQUESTS_PER_MINUTE": "1000000",
 }
 PHASES = ("checking", "waiting", "placed", "training", "trained", "staged", "verified", "succeeded")
 FINAL = ("succeeded", "failed", "cancelled")

@@ -42,7 +42,21 @@ async def test_from_an_uploaded_file_to_an_answering_model(workshop: Workshop, r
     assert checkpoints[0].metrics.full_valid_loss is not None
 
     assert job.fine_tuned_model in [model.id async for model in client.models.list()]
-    assert await workshop.ask(job.fine_tuned_model)
+    answer = await workshop.ask(job.fine_tuned_model)
+    assert answer
+    last, first = [one.fine_tuned_model_checkpoint for one in checkpoints]
+    assert await workshop.ask(last) == answer
+    assert await workshop.ask(first)
+    metrics, *weights = job.result_files
+    assert (await client.files.content(metrics)).text.startswith("step,train_loss,train_accuracy,valid_loss,")
+    assert checkpoints[0].model_extra is not None
+    for file_id, same_id in zip(weights, checkpoints[0].model_extra["result_files"], strict=True):
+        file, same = await client.files.retrieve(file_id), await client.files.retrieve(same_id)
+        assert file.filename.rpartition("/")[2] == same.filename.rpartition("/")[2]
+        content = (await client.files.content(file_id)).content
+        assert len(content) == file.bytes
+        if file.filename.endswith(".safetensors"):
+            assert content == (await client.files.content(same_id)).content
     stream = await client.chat.completions.create(
         model=job.fine_tuned_model,
         messages=[{"role": "user", "content": "hello"}],

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,8 +49,15 @@ class Api:
 async def api(
     mongo_url: str, kafka_url: str, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 ) -> AsyncIterator[Api]:
-    home, port = tmp_path_factory.mktemp("api"), free_port()
-    database = "test_api_room"
+    async with run_api(mongo_url, kafka_url, tmp_path_factory.mktemp("api"), free_port(), "test_api_room", {}) as api:
+        yield api
+
+
+@asynccontextmanager
+async def run_api(
+    mongo_url: str, kafka_url: str, home: Path, port: int, database: str, more_env: dict[str, str]
+) -> AsyncIterator[Api]:
+    """An api process with a database and a home of its own, as long as the block lasts."""
     env = {
         "PATH": os.environ["PATH"],
         "LUTHIER_HOME": str(home),
@@ -59,23 +67,30 @@ async def api(
         "LUTHIER_OBJECTS_URL": f"file://{home}/objects",
         "LUTHIER_PORT": str(port),
         "LUTHIER_MAX_FILE_BYTES": "3000000",
+        "LUTHIER_MAX_PART_BYTES": "1000000",
+        "LUTHIER_MAX_UPLOAD_BYTES": "20000000",
+        "LUTHIER_UPLOAD_TIMEOUT_S": "5",
         "LUTHIER_MAX_QUEUED_JOBS": "30",
         "LUTHIER_KEY_CACHE_S": "0.2",
+        "LUTHIER_REQUESTS_PER_MINUTE": "1000000",
+        "LUTHIER_FAILED_KEYS_PER_MINUTE": "1000000",
         "LUTHIER_SWEEP_S": "1",
+        "LUTHIER_MAX_STREAMS": "3",
+        "LUTHIER_HEARTBEAT_S": "1",
+        **more_env,
     }
     async with open_mongo(mongo_url, database) as db:
         await migrate(db)
-        await db["bases"].insert_one(
-            {
-                "_id": TINY,
-                "digest": "0" * 64,
-                "key": "bases/0/",
-                "files": [],
-                "aliases": ["some/Tiny-Base"],
-                "context_length": 512,
-                "created_at": datetime.now(UTC),
-            }
-        )
+        base = {
+            "_id": TINY,
+            "digest": "0" * 64,
+            "key": "bases/0/",
+            "files": [],
+            "aliases": ["some/Tiny-Base"],
+            "context_length": 512,
+            "created_at": datetime.now(UTC),
+        }
+        await db["bases"].replace_one({"_id": TINY}, base, upsert=True)
         with (home / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *tied_to_this_process((sys.executable, "-m", "luthier_api")), env=env, stdout=log, stderr=log
@@ -87,8 +102,9 @@ async def api(
             for client in running.opened:
                 await client.close()
         finally:
-            process.terminate()
-            assert await asyncio.wait_for(process.wait(), 20) == 0, (home / "log").read_text()[-4000:]
+            if process.returncode is None:
+                process.terminate()
+                assert await asyncio.wait_for(process.wait(), 20) == 0, (home / "log").read_text()[-4000:]
             await db.client.drop_database(database)
 
 

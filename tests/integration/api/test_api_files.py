@@ -137,3 +137,107 @@ async def test_an_expired_file_is_removed(api: Api) -> None:
         while (row := await api.db["objects"].find_one({"references": f"file/{file.id}"})) is not None:
             await asyncio.sleep(0.1)
     assert row is None
+
+
+async def test_strict_clients_believe_every_answer_sync_and_async(api: Api) -> None:
+    options: Any = {"base_url": f"{api.url}/v1", "api_key": api.key, "_strict_response_validation": True}
+
+    def use_files() -> None:
+        with openai.OpenAI(**options) as client:
+            made = client.files.create(file=("a.jsonl", LINE), purpose="fine-tune")
+            assert client.files.retrieve(made.id) == made
+            assert client.files.list(limit=1).data == [made]
+            assert client.files.content(made.id).content == LINE
+            assert client.files.delete(made.id).deleted
+
+    await asyncio.to_thread(use_files)
+    async with openai.AsyncOpenAI(**options) as client:
+        made = await client.files.create(file=("a.jsonl", LINE), purpose="batch")
+        assert await client.files.retrieve(made.id) == made
+        assert (await client.files.list(limit=1)).data == [made]
+        assert (await client.files.content(made.id)).content == LINE
+        assert (await client.files.delete(made.id)).deleted
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ('say "hi" 100%.jsonl', 'say "hi" 100%.jsonl'),
+        ("数据 \U0001f600.jsonl", "数据 \U0001f600.jsonl"),
+        ("/etc/../x/passwd", "passwd"),
+        ("C:\\data\\rows.jsonl", "rows.jsonl"),
+        ("ä" * 150 + ".jsonl", "ä" * 124 + ".jsonl"),
+        ("..", ".."),
+        ("\u202egpj.exe", "gpj.exe"),
+    ],
+)
+async def test_names_are_kept_and_harmless(api: Api, sent: str, kept: str) -> None:
+    made = await api.sdk().files.create(file=(sent, LINE), purpose="user_data")
+    assert made.filename == kept
+    async with api.http() as http:
+        answer = await http.get(f"/v1/files/{made.id}/content", headers={"accept": "application/binary"})
+    assert answer.status_code == 200
+    assert answer.headers["content-disposition"].isascii()
+    assert len(made.filename.encode()) <= 255
+
+
+async def test_no_name_and_no_bytes(api: Api) -> None:
+    def body(filename: str, content: bytes) -> bytes:
+        head = f'--XX\r\nContent-Disposition: form-data; name="file"; filename="{filename}"\r\n\r\n'.encode()
+        end = b'\r\n--XX\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n--XX--\r\n'
+        return head + content + end
+
+    before = await api.db["objects"].count_documents({})
+    async with api.http() as http:
+        kind = {"content-type": "multipart/form-data; boundary=XX"}
+        empty = await http.post("/v1/files", content=body("a.jsonl", b""), headers=kind)
+        assert await api.db["objects"].count_documents({}) == before
+        nameless = await http.post("/v1/files", content=body("", LINE), headers=kind)
+        odd_field = await http.post("/v1/files", files={"a%22b": ("a.jsonl", LINE)})
+    assert (empty.status_code, empty.json()["error"]["code"], empty.json()["error"]["param"]) == (
+        400,
+        "empty_file",
+        "file",
+    )
+    assert (nameless.status_code, nameless.json()["filename"]) == (200, "unnamed")
+    assert (odd_field.status_code, odd_field.json()["error"]["code"]) == (400, "unknown_parameter")
+
+
+async def test_order_may_be_spelled_out(api: Api) -> None:
+    key = await api.new_key("admin", project="proj-order")
+    sdk = api.sdk(key)
+    ids = [(await sdk.files.create(file=("a", LINE), purpose="user_data")).id for _ in range(3)]
+    async with api.http(key) as http:
+        for order, expected in (("ascending", ids), ("descending", ids[::-1]), ("asc", ids), ("desc", ids[::-1])):
+            answer = await http.get("/v1/files", params={"order": order})
+            assert [file["id"] for file in answer.json()["data"]] == expected
+        for wrong in ({"order": "up"}, {"limit": "0"}, {"limit": "10001"}, {"after": "ftjob-1"}):
+            assert (await http.get("/v1/files", params=wrong)).status_code == 400
+
+
+async def test_a_body_that_never_ends_is_cut_off_with_a_clear_error(api: Api) -> None:
+    host, port = api.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n"
+        "content-type: multipart/form-data; boundary=XX\r\ncontent-length: 100000\r\n\r\n"
+        '--XX\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    )
+    before = await api.db["objects"].count_documents({})
+    writer.write(head.encode())
+
+    async def drip() -> None:
+        while not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.2)
+
+    dripping = asyncio.create_task(drip())
+    try:
+        answer = await asyncio.wait_for(reader.read(), 20)
+    finally:
+        dripping.cancel()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"upload_timeout"' in answer
+    assert b"x-should-retry: false" in answer
+    assert await api.db["objects"].count_documents({}) == before

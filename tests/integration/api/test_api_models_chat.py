@@ -1,93 +1,29 @@
 """Models, and chat completions passed to engines: two small HTTP servers stand for inference nodes."""
 
 import asyncio
-import contextlib
-import json
-import socket
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import openai
 import pytest
-import uvicorn
+from meetkai_mka1 import SDK
+from openai import AsyncOpenAI
 
+from builders.engines import Engine, joined
 from builders.jobs import OWNED, JobStory, make_blob
 from integration.api.conftest import TINY, Api
 from luthier_common.contract import events as f
 from luthier_common.contract.envelope import Actor
+from luthier_common.contract.ids import new_id
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import advance, create
+from luthier_common.kit import ledger
 
 ACTOR = Actor(room="test")
-USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
 
 
-@dataclass
-class Engine:
-    """An engine that answers with its own name, or with an error."""
-
-    name: str
-    status: int = 200
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    is_slow: bool = False
-    left: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        content = b""
-        while True:
-            message = await receive()
-            content += message["body"]
-            if not message.get("more_body"):
-                break
-        body = json.loads(content)
-        self.asked.append(body)
-        if self.is_slow and (await receive())["type"] == "http.disconnect":
-            self.left.set()
-            return
-        head = {"id": "chatcmpl-1", "created": 1, "model": body["model"]}
-        if self.status != 200:
-            error = {"message": "bad", "type": "invalid_request_error", "param": "messages", "code": "bad_messages"}
-            answer = json.dumps({"error": error}).encode()
-        elif body.get("stream"):
-            choices = [{"index": 0, "delta": {"content": self.name}, "finish_reason": "stop"}]
-            chunk = head | {"object": "chat.completion.chunk", "choices": choices}
-            answer = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
-        else:
-            said = {"role": "assistant", "content": self.name}
-            choices = [{"index": 0, "message": said, "finish_reason": "stop"}]
-            answer = json.dumps(head | {"object": "chat.completion", "choices": choices, "usage": USAGE}).encode()
-        await send({"type": "http.response.start", "status": self.status, "headers": []})
-        await send({"type": "http.response.body", "body": answer})
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextlib.asynccontextmanager
-async def _joined(api: Api, engine: Engine) -> AsyncIterator[None]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = _Server(uvicorn.Config(engine, lifespan="off", log_config=None, ws="none"))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    fact = f.NodeJoined(role="inference", num_slots=0, device="cpu", address=address)
-    fields = {"org": "system", "project": "system", "owner": "system", "slots": [], "bases": [TINY]}
-    await create(api.db, fact, engine.name, fields, actor=ACTOR)
-    await advance(api.db, Kind.NODE, engine.name, fact, actor=ACTOR)
-    await api.db["nodes"].update_one({"_id": engine.name}, [{"$set": {"renewed_at": "$$NOW"}}])
-    try:
-        yield
-    finally:
-        await advance(api.db, Kind.NODE, engine.name, f.NodeLeft(), actor=ACTOR)
-        server.should_exit = True
-        await task
-        listener.close()
-
-
-async def _staged_model(api: Api, name: str) -> tuple[JobStory, str]:
+async def _staged_model(api: Api, name: str, **more: Any) -> tuple[JobStory, str]:
     """A job whose model is staged, not yet registered."""
     story = await JobStory.created(api.db)
     await story.in_training()
@@ -95,6 +31,7 @@ async def _staged_model(api: Api, name: str) -> tuple[JobStory, str]:
     await story.tell(finished, attempt=1, op_id="1/RunFinished")
     model_id = f"ftmodel-{story.id[6:]}"
     fields = {**OWNED, "name": name, "job": story.id, "base": TINY, "blob": make_blob().model_dump(mode="json")}
+    fields |= more
     await create(
         api.db, f.ModelStaged(name=name, job_id=story.id, base=TINY, blob=make_blob()), model_id, fields, actor=ACTOR
     )
@@ -122,9 +59,69 @@ async def test_bases_and_tuned_models_are_listed_and_a_name_may_hold_anything(ap
     for refused in (foreign.models.retrieve(name), foreign.models.delete(name)):
         with pytest.raises(openai.NotFoundError):
             await refused
-    assert (await sdk.models.delete(name)).deleted
+    async with api.http() as http:
+        assert (await http.head(f"/v1/models/{quote(name, safe='')}")).status_code == 200
+        assert (await sdk.models.delete(name)).deleted
+        with pytest.raises(openai.NotFoundError):
+            await sdk.models.retrieve(name)
+        gone = await http.head(f"/v1/models/{name}")
+        assert (gone.status_code, gone.content) == (404, b"")
+
+
+async def test_a_name_without_an_id_means_the_newest_model(api: Api) -> None:
+    sdk, short = api.sdk(), f"ft:{TINY}:support-bot"
+    names = [f"ft:{TINY}:default:support-bot:{number}" for number in (1, 2)]
+    made = [(name, *await _staged_model(api, name, aliases=[short, "ft:some/Tiny-Base:support-bot"])) for name in names]
     with pytest.raises(openai.NotFoundError):
-        await sdk.models.retrieve(name)
+        await sdk.models.retrieve(short)
+    for name, story, model_id in made:
+        await story.tell(f.ModelRegistered(model_id=model_id, model_name=name), op_id="registered")
+        await advance(api.db, Kind.MODEL, model_id, f.ModelPublished(name=name, job_id=story.id), actor=ACTOR)
+        assert (await sdk.models.retrieve(short)).id == name
+    engine = Engine("engine-alias")
+    async with joined(api.db, engine, TINY):
+        await sdk.chat.completions.create(
+            model="ft:some/Tiny-Base:support-bot", messages=[{"role": "user", "content": "hi"}]
+        )
+        assert engine.asked[0]["adapter"]["model_id"] == made[1][2]
+    with pytest.raises(openai.NotFoundError):
+        await sdk.models.delete(short)
+    foreign = api.sdk(await api.new_key("admin", project="proj-foreign"))
+    with pytest.raises(openai.NotFoundError):
+        await foreign.models.retrieve(short)
+    assert (await sdk.models.delete(names[1])).deleted
+    assert (await sdk.models.retrieve(short)).id == names[0]
+
+
+async def test_the_weights_of_a_model_are_files_of_its_job_and_go_with_it(api: Api) -> None:
+    sdk, name = api.sdk(), f"ft:{TINY}:default:weights:1"
+    file_id = new_id("file-", datetime.now(UTC))
+    key = f"org-default/proj-default/models/{file_id}/"
+    weights = [{"id": file_id, "name": "adapter_model.safetensors", "bytes": 10, "sha256": "0" * 64}]
+    story, model_id = await _staged_model(api, name, weights_files=weights)
+    fact = f.FileGenerated(
+        filename="m/adapter_model.safetensors",
+        bytes=10,
+        sha256="0" * 64,
+        purpose="fine-tune-results",
+        object_key=key + "adapter_model.safetensors",
+        job_id=story.id,
+    )
+    await create(api.db, fact, file_id, {**OWNED, **fact.model_dump(mode="json")}, actor=ACTOR)
+    owned = {"org": "org-default", "project": "proj-default", "sha256": "0" * 64, "num_bytes": 10}
+    for reference in (f"file/{file_id}", f"model/{model_id}"):
+        await ledger.record(api.db, key, reference=reference, **owned)
+    registered = f.ModelRegistered(model_id=model_id, model_name=name, weights_files=(file_id,))
+    await story.tell(registered, op_id="registered")
+    await advance(api.db, Kind.MODEL, model_id, f.ModelPublished(name=name, job_id=story.id), actor=ACTOR)
+    assert (await sdk.fine_tuning.jobs.retrieve(story.id)).result_files == [file_id]
+    assert (await sdk.files.retrieve(file_id)).purpose == "fine-tune-results"
+    await sdk.models.delete(name)
+    with pytest.raises(openai.NotFoundError):
+        await sdk.files.retrieve(file_id)
+    row = await api.db["objects"].find_one({"_id": key})
+    assert row is not None
+    assert row["references"] == []
 
 
 async def test_a_base_cannot_be_deleted_and_answers_to_its_alias(api: Api) -> None:
@@ -148,7 +145,7 @@ async def test_chat_goes_to_an_engine_with_its_adapter_and_on_to_the_next_when_t
     story, model_id = await _staged_model(api, name)
     await story.tell(f.ModelRegistered(model_id=model_id, model_name=name), op_id="registered")
     one, two = Engine("engine-one"), Engine("engine-two")
-    async with _joined(api, one), _joined(api, two):
+    async with joined(api.db, one, TINY), joined(api.db, two, TINY):
         messages: Any = [{"role": "user", "content": "hi"}]
         answers = {
             (await sdk.chat.completions.create(model=name, messages=messages, n=1, user="u")).choices[0].message.content
@@ -176,7 +173,7 @@ async def test_chat_goes_to_an_engine_with_its_adapter_and_on_to_the_next_when_t
 
 async def test_a_client_that_leaves_ends_the_engines_work(api: Api) -> None:
     engine = Engine("engine-slow", is_slow=True)
-    async with _joined(api, engine), asyncio.timeout(20):
+    async with joined(api.db, engine, TINY), asyncio.timeout(20):
         with pytest.raises(openai.APITimeoutError):
             await (
                 api.sdk()
@@ -186,12 +183,68 @@ async def test_a_client_that_leaves_ends_the_engines_work(api: Api) -> None:
         await engine.left.wait()
 
 
+async def test_several_choices_have_seeds_of_their_own_and_the_prompt_counts_once(api: Api) -> None:
+    engine = Engine("engine-choices")
+    async with (
+        joined(api.db, engine, TINY),
+        AsyncOpenAI(base_url=f"{api.url}/v1", api_key=api.key, _strict_response_validation=True) as sdk,
+    ):
+        answer = await sdk.chat.completions.create(
+            model=TINY, messages=[{"role": "developer", "content": [{"type": "text", "text": "x"}]}], n=3, seed=7
+        )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in answer.choices} == {"engine-choices"}
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (1, 3, 4)
+    assert sorted(body["seed"] for body in engine.asked) == [7, 8, 9]
+
+
+async def test_a_streamed_chat_ends_with_its_usage_where_asked(api: Api) -> None:
+    engine = Engine("engine-usage", pieces=("a", "b"))
+    async with joined(api.db, engine, TINY):
+        stream = await api.sdk().chat.completions.create(
+            model=TINY,
+            messages=[{"role": "user", "content": "hi"}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        assert stream.response.headers["content-type"].startswith("text/event-stream")
+        chunks = [chunk async for chunk in stream]
+    assert [choice.delta.content for chunk in chunks for choice in chunk.choices] == ["a", "b"]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 2
+
+
+async def test_the_mka1_client_chats_whole_and_streamed(api: Api) -> None:
+    engine = Engine("engine-mka1", pieces=("a", "b"))
+    messages: Any = [{"role": "user", "content": "hi"}]
+    async with joined(api.db, engine, TINY), SDK(bearer_auth=api.key, server_url=api.url) as mka1:
+        whole: Any = await mka1.llm.chat.create_chat_async(model=TINY, messages=messages, max_tokens=5)
+        assert (whole.choices[0].message.content, whole.usage.total_tokens) == ("ab", 2)
+        assert engine.asked[-1]["max_tokens"] == 5
+        with pytest.deprecated_call():
+            stream = await mka1.llm.chat.stream_async(model=TINY, messages=messages)
+        events: list[Any] = [event async for event in stream]
+        assert [event.event for event in events] == ["message", "message", "message", "done"]
+        said = [choice.delta.content for event in events[:-1] for choice in event.data.choices]
+        assert said == ["a", "b"]
+        engine.breaks_off = True
+        with pytest.deprecated_call():
+            stream = await mka1.llm.chat.stream_async(model=TINY, messages=messages)
+        assert [event.event async for event in stream][-1] == "error"
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param", "code"),
     [
         ({"model": "nobody"}, 404, "model", "model_not_found"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
-        ({"n": 2}, 400, "n", "unsupported_parameter"),
+        ({"n": 2, "stream": True}, 400, "n", "unsupported_parameter"),
+        ({"n": 9}, 400, "n", "invalid_value"),
+        ({"logprobs": True}, 400, "logprobs", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_parameter"),
+        ({"reasoning_effort": "high"}, 400, "reasoning_effort", "unsupported_parameter"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", "invalid_value"),
         ({"adapter": {"key": "x"}}, 400, "adapter", "unknown_parameter"),
         ({"base": "x"}, 400, "base", "unknown_parameter"),
         ({"messages": "hi"}, 400, "messages", "invalid_value"),

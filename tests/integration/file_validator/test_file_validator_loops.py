@@ -11,6 +11,7 @@ from builders.bases import chat_row
 from builders.jobs import ACTOR, JobStory, make_spec
 from builders.waiting import until
 from luthier_common.contract import events as f
+from luthier_common.contract.spec import Hyperparameters
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import advance
 from luthier_common.kit.mongo import Database, Doc
@@ -179,6 +180,18 @@ async def test_a_row_too_long_for_the_base_rejects_a_job_and_is_named(
     rejected = next(entry["data"] for entry in doc["outbox"] if entry["type"] == "DataRejected")
     report = json.loads(await objects.read(rejected["report_key"]))
     assert [found["line"] for found in report["findings"]] == [5]
+
+
+@pytest.mark.parametrize(("on_overlength", "num_examples"), [("truncate", 12), ("drop", 11)])
+async def test_a_job_may_cut_or_leave_out_rows_that_are_too_long(
+    db: Database, make_validator: Make, upload: Make, base: str, on_overlength: str, num_examples: int
+) -> None:
+    rows = good_rows(12)
+    rows[4] = chat_row("Tell me all.", "word " * 400)
+    asked = Hyperparameters(on_overlength=on_overlength)
+    job = await a_job(db, training_file=await upload(jsonl(*rows)), hyperparameters=asked)
+    doc = await moved_on(db, "jobs", job.id, "checking", await make_validator())
+    assert (doc["status"], doc["datasets"]["training"]["num_examples"]) == ("queued", num_examples)
 
 
 async def test_a_bad_file_rejects_its_job_with_the_files_own_reason(

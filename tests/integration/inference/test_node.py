@@ -1,7 +1,9 @@
 """An inference node as other rooms see it: its document, its answers, and what it says of finished models."""
 
 import json
+import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectStore
+from luthier_trainer.checkpoints import ADAPTER_FILES, STATE_FILES, seal, staged
 
 BODY: dict[str, Any] = {
     "base": "tiny",
@@ -20,6 +23,7 @@ BODY: dict[str, Any] = {
     "max_tokens": 12,
 }
 URL = "/internal/chat/completions"
+TOO_LONG = [{"role": "user", "content": "x " * 900}]
 MakeArtifact = Callable[..., Awaitable[Any]]
 Stage = Callable[[f.Blob], Awaitable[JobStory]]
 
@@ -58,6 +62,50 @@ async def test_streamed_and_whole_answers_are_equal(node: Any, make_artifact: Ma
     assert len(answers) == 2
 
 
+@pytest.fixture
+def save_checkpoint(objects: ObjectStore, make_artifact: MakeArtifact, tmp_path: Path) -> Callable[..., Awaitable[Any]]:
+    """A checkpoint in the store as the trainer leaves one, and the finished model with the same weights."""
+
+    async def save(seed: int) -> tuple[dict[str, str], dict[str, str]]:
+        finished = await make_artifact(seed=seed)
+        with staged(tmp_path / f"step-{seed}") as staging:
+            for name in ADAPTER_FILES:
+                shutil.copy(finished.directory / name, staging)
+            for name in STATE_FILES:
+                (staging / name).write_bytes(b"for going on only")
+            sha256 = seal(staging, "checkpoint", "ftjob-test", 1, seed, {"train_loss": 1.0})
+        key = f"org-default/proj-default/jobs/ftjob-test/a1/step-{seed}/"
+        for path in (tmp_path / f"step-{seed}").iterdir():
+            await objects.upload(path, key + path.name)
+        reference = {"model_id": f"ftckpt_test{seed:06d}", "key": key, "manifest_sha256": sha256}
+        return reference, finished.reference
+
+    return save
+
+
+async def test_a_checkpoint_answers_as_a_model_with_its_weights(node: Any, home: Path, save_checkpoint: Any) -> None:
+    checkpoint, finished = await save_checkpoint(11)
+    answers = []
+    for adapter in (checkpoint, finished, None):
+        answer = await node.client.post(URL, json={**BODY, "adapter": adapter})
+        answers.append(answer.raise_for_status().json()["choices"][0]["message"]["content"])
+    assert answers[0] == answers[1] != answers[2]
+    (fetched,) = home.rglob(checkpoint["manifest_sha256"])
+    assert {path.name for path in fetched.iterdir()} - {".lock"} == {*ADAPTER_FILES, "manifest.json"}
+
+
+async def test_a_checkpoint_whose_weights_changed_does_not_answer(
+    node: Any, objects: ObjectStore, save_checkpoint: Any
+) -> None:
+    checkpoint, _ = await save_checkpoint(12)
+    weights = bytearray(await objects.read(checkpoint["key"] + "adapter_model.safetensors"))
+    weights[-1] ^= 1
+    await objects.put(checkpoint["key"] + "adapter_model.safetensors", bytes(weights))
+    answer = await node.client.post(URL, json={**BODY, "adapter": checkpoint})
+    assert answer.json()["error"]["code"] == "artifact_corrupt"
+    assert answer.status_code >= 400
+
+
 async def test_base_can_be_named_by_its_alias(node: Any) -> None:
     assert (await node.client.post(URL, json={**BODY, "base": "org/Tiny"})).status_code == 200
     assert (await node.client.get("/internal/models")).json()["data"] == [{"id": "tiny", "object": "model"}]
@@ -69,8 +117,8 @@ async def test_base_can_be_named_by_its_alias(node: Any) -> None:
         ({"base": "nobody"}, 404, "base_missing", None),
         ({"n": 2}, 400, "unsupported_parameter", "n"),
         ({"messages": []}, 400, "no_messages", "messages"),
-        ({"messages": [{"role": "user", "content": "x " * 900}]}, 400, "context_length_exceeded", None),
-        ({"messages": [{"role": "user", "content": "x " * 900}], "stream": True}, 400, "context_length_exceeded", None),
+        ({"messages": TOO_LONG}, 400, "context_length_exceeded", "messages"),
+        ({"messages": TOO_LONG, "stream": True}, 400, "context_length_exceeded", "messages"),
         ({"adapter": {"model_id": "m", "key": "a/b/", "manifest_sha256": "0" * 64}}, 404, "object_missing", None),
     ],
 )

@@ -66,6 +66,55 @@ async def test_a_trained_job_becomes_a_published_model(
     assert await objects.head(model["blob"]["key"] + "manifest.json") is not None
 
 
+async def test_the_weights_are_files_of_the_job(
+    db: Database, objects: ObjectStore, make_registry: Make, train: Make
+) -> None:
+    job = await train()
+    await finish(make_registry(), job)
+    doc, model = await job.doc(), await only_model(db)
+    files = [await db["files"].find_one({"_id": file_id}) for file_id in doc["weights_files"]]
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+    assert [file["filename"] for file in files] == [f"{model['_id']}/{name}" for name in names]
+    assert {(file["purpose"], file["status"], file["job"]) for file in files} == {
+        ("fine-tune-results", "processed", job.id)
+    }
+    assert [len(await objects.read(file["object_key"])) for file in files] == [file["bytes"] for file in files]
+
+
+async def test_weights_of_a_job_that_was_cancelled_at_the_last_moment_are_not_kept(
+    db: Database, make_registry: Make, train: Make, faults: Make, tmp_path: Any
+) -> None:
+    job = await train()
+    registry = make_registry()
+    await registry.look()
+    await job.tell(VERIFIED, op_id="1/verify")
+    faults("registry.after_weights_files=raise*1", "seed", str(tmp_path / "faults.log"))
+    with contextlib.suppress(FailPointError):
+        await registry.look()
+    assert await db["files"].count_documents({"phase": "processed"}) == 3
+    assert (await job.tell(f.JobCancelled())).applied
+    await registry.look()
+    assert await db["files"].count_documents({"phase": "processed"}) == 1
+    assert [row["references"] async for row in db[ledger.COLLECTION].find({"_id": {"$regex": "/models/"}})] == [[]]
+
+
+async def test_a_model_has_the_short_names_that_some_clients_call(
+    db: Database, make_registry: Make, train: Make
+) -> None:
+    job = await train(suffix="mine")
+    await make_registry().look()
+    model = await only_model(db)
+    assert (model["suffix"], model["aliases"]) == ("mine", ["ft:Tiny:mine", "ft:tiny:mine"])
+    assert model["job"] == job.id
+
+
+async def test_a_model_has_the_name_that_its_job_was_given(db: Database, make_registry: Make, train: Make) -> None:
+    job = await train()
+    await db["jobs"].update_one({"_id": job.id}, {"$set": {"model_name": "ft:Tiny:old-name::1234"}})
+    await make_registry().look()
+    assert (await only_model(db))["name"] == "ft:Tiny:old-name::1234"
+
+
 async def test_the_lineage_says_where_a_model_comes_from(db: Database, make_registry: Make, train: Make) -> None:
     job = await train()
     await make_registry().look()
@@ -96,6 +145,7 @@ async def test_the_metrics_are_a_file_of_the_job(
         "registry.mid_copy=raise*1",
         "registry.after_model=raise*1",
         "registry.after_staged=raise*1",
+        "registry.after_weights_files=raise*1",
         "registry.after_registered=raise*1",
         "journal.after_create=raise*2",
         "journal.after_advance=raise*2",
@@ -113,12 +163,14 @@ async def test_a_registry_that_breaks_anywhere_comes_to_the_same_end(
     assert (await job.doc())["status"] == "succeeded"
     assert (await only_model(db))["phase"] == "published"
     assert await said(db, "models") == ["ModelStaged", "ModelPublished"]
-    assert await said(db, "files") == ["FileGenerated"]
+    assert await said(db, "files") == ["FileGenerated"] * 3
     tail = (await said(db, "jobs"))[-4:]
     assert tail == ["RunFinished", "ArtifactStaged", "ServingVerified", "ModelRegistered"]
     references = [row["references"] async for row in db[ledger.COLLECTION].find()]
     model_id = (await only_model(db))["_id"]
-    assert sorted(references) == [[f"file/{model_id.replace('ftmodel', 'file')}"], [f"model/{model_id}"]]
+    stem = f"file/{model_id.replace('ftmodel', 'file')}"
+    of_model = sorted([f"model/{model_id}", f"{stem}w0", f"{stem}w1"])
+    assert sorted(sorted(names) for names in references) == sorted([[stem], of_model])
 
 
 async def test_two_registries_at_once_make_one_model(db: Database, make_registry: Make, train: Make) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from luthier_common.contract.resolve import resolve
 from luthier_common.contract.spec import Hyperparameters, JobSpec, ResolvedHyperparameters
-from luthier_scheduler.resolve import resolve
 
 
 def resolved(num_examples: int = 1000, of_base: int = 2048, **asked: Any) -> ResolvedHyperparameters:

@@ -5,6 +5,9 @@ from typing import Any
 from litestar import Litestar, Response, Router, get
 from litestar.di import NamedDependency, Provide
 
+from luthier_api.around.audit import Auditing
+from luthier_api.around.idempotency import Idempotency
+from luthier_api.around.rates import RateLimits, add_rate_headers
 from luthier_api.deps import DIALECT, Process, providers
 from luthier_api.dialects import openai
 from luthier_api.docs import describe_errors_and_uploads, openapi_config
@@ -34,6 +37,7 @@ def mount(path: str, dialect: DialectName, *, is_described: bool = True) -> Rout
 
 def build_app(process: Process) -> Litestar:
     """The application over what the process has open."""
+    around = process.around
     app = Litestar(
         route_handlers=[
             mount("/v1", "openai"),
@@ -46,9 +50,15 @@ def build_app(process: Process) -> Litestar:
             **providers(process),
             "health": Provide(lambda: process.health, sync_to_thread=False),
         },
-        middleware=[Tracing(), Authentication(process.keys)],
+        middleware=[
+            Tracing(),
+            Auditing(around.audit_log, around.refused),
+            Authentication(process.keys, around.failed),
+            RateLimits(around.windows, process.settings.requests_per_minute),
+            Idempotency(around.reservations, around.connections, process.clock),
+        ],
         guards=[check_scope, check_query],
-        before_send=[add_request_id],
+        before_send=[add_request_id, add_rate_headers],
         exception_handlers=handlers(),
         openapi_config=openapi_config(),
         request_max_body_size=process.settings.max_json_bytes,

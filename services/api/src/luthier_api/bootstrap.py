@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from luthier_api.app import build_app
 from luthier_api.consumers import start
@@ -73,6 +74,7 @@ async def serve(room: Room, process: Process) -> None:
     settings = process.settings
     config = uvicorn.Config(
         build_app(process),
+        http=_protocol(process),
         host=settings.host,
         port=settings.port,
         lifespan="on",
@@ -88,10 +90,22 @@ async def serve(room: Room, process: Process) -> None:
     stopping = asyncio.create_task(room.stopping.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
+    process.followers.stop()
     server.should_exit = True
     await serving
     if not room.stopping.is_set():
         raise OSError(f"the API cannot listen on {settings.host}:{settings.port}")
+
+
+def _protocol(process: Process) -> type[asyncio.Protocol]:
+    """HTTP that tells when a connection has ended: some clients then send their last request again."""
+
+    class Watched(HttpToolsProtocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            process.around.connections.lost(self.client)
+
+    return Watched
 
 
 class _Server(uvicorn.Server):

@@ -7,7 +7,9 @@ and sweep look by the clock. Several processes share this work by leases.
 import asyncio
 
 from luthier_api.deps import Process
-from luthier_api.store import RELEASE_DUE, PlatformStore, release_bytes
+from luthier_api.services.uploads import make_file
+from luthier_api.store import END_OF_FILE, PlatformStore, release_bytes
+from luthier_api.store.uploads import expire_uploads, find_due_uploads, let_parts_go
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import FileDeleted
 from luthier_common.contract.topics import Kind
@@ -33,7 +35,7 @@ async def start(room: Room, process: Process, writer: Writer, reader: Reader, in
     source = f"luthier/{settings.cluster}/{await incarnation(db)}"
     wake = asyncio.Event()
     relay = Relay(db, writer, owner=instance, source=source, clock=clock)
-    projector = Projector(db, reader, owner=instance, clock=clock)
+    projector = Projector(db, reader, owner=instance, clock=clock, projected=process.followers.projected)
     beat = room.health.beat
     for name in ("relay", "projector"):
         room.health.expect(name, HUNG_AFTER_S)
@@ -41,6 +43,7 @@ async def start(room: Room, process: Process, writer: Writer, reader: Reader, in
     room.spawn("projector", run_projector(projector, room.stopping, lambda: beat("projector")))
     room.spawn("changes", wake_on_change(db, wake), grace_s=0)
     room.spawn("auditor", room.every(settings.audit_s, lambda: look_for_gaps(db, instance, settings.audit_s)))
+    process.around.start(room)
     room.spawn("sweep", room.every(settings.sweep_s, lambda: sweep(process, instance)))
 
 
@@ -51,12 +54,17 @@ async def look_for_gaps(db: Database, instance: str, every_s: float) -> None:
 
 
 async def sweep(process: Process, instance: str) -> None:
-    """End expired files, and finish releases that a crash cut short."""
+    """End expired files and uploads, and finish what a crash cut short."""
     db = process.db
     if await leases.acquire(db, "sweep", instance, process.settings.sweep_s) is None:
         return
     store = PlatformStore(db, node_ttl_s=process.settings.node_ttl_s)
     for file_id in await store.find_expired_files(MAX_SWEPT):
-        await advance(db, Kind.FILE, file_id, FileDeleted(), actor=ACTOR, also={RELEASE_DUE: True})
+        await advance(db, Kind.FILE, file_id, FileDeleted(), actor=ACTOR, also=END_OF_FILE)
     for file_id in await store.find_unreleased_files(MAX_SWEPT):
         await release_bytes(db, file_id)
+    await expire_uploads(db)
+    for upload in await find_due_uploads(db, MAX_SWEPT):
+        if upload["status"] == "completed":
+            await make_file(db, upload, ACTOR)
+        await let_parts_go(db, upload)

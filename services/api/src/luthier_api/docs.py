@@ -23,6 +23,7 @@ from litestar.openapi.spec import (
 
 from luthier_api import __name__ as package
 from luthier_api.deps import DIALECT
+from luthier_api.domain import BYTES, KNOWN_TYPES
 from luthier_api.errors import ErrorCode
 from luthier_api.middleware import PUBLIC
 
@@ -56,6 +57,11 @@ UPLOAD = Schema(
         "expires_after[seconds]": Schema(type=OpenAPIType.INTEGER),
     },
 )
+PART = Schema(
+    type=OpenAPIType.OBJECT,
+    required=["data"],
+    properties={"data": Schema(type=OpenAPIType.STRING, content_media_type="application/octet-stream")},
+)
 
 
 class OfflinePage(OpenAPIRenderPlugin):
@@ -84,6 +90,8 @@ def describe_errors_and_uploads(description: OpenAPI) -> None:
                 statuses = (*OF_ALL, *([404] if "{" in path else []), *(OF_WRITES if writes else ()))
                 operation.responses.update({str(status): _error(status) for status in statuses})
                 _describe_upload(operation)
+                _describe_stream(operation)
+                _describe_download(operation)
 
 
 def _error(status: int) -> OpenAPIResponse:
@@ -94,9 +102,39 @@ def _error(status: int) -> OpenAPIResponse:
 
 
 def _describe_upload(operation: Operation) -> None:
-    if operation.operation_id == "create_file":
-        form = {"multipart/form-data": OpenAPIMediaType(UPLOAD)}
+    forms = {"create_file": UPLOAD, "add_upload_part": PART}
+    schema = forms.get(str(operation.operation_id).removeprefix("mka1_"))
+    if schema is not None:
+        form = {"multipart/form-data": OpenAPIMediaType(schema)}
         operation.request_body = RequestBody(content=form, required=True)
+
+
+def _describe_stream(operation: Operation) -> None:
+    """The same operation answers with one object, or with events where `stream` is true."""
+    name = str(operation.operation_id).removeprefix("mka1_")
+    told = {
+        "create_chat_completion": "With stream: a chat.completion.chunk in each event, then [DONE].",
+        "create_response": "With stream: typed events, from response.created to response.completed or how it ended.",
+    }.get(name)
+    answer = (operation.responses or {}).get("200")
+    if told is None or not isinstance(answer, OpenAPIResponse) or answer.content is None:
+        return
+    either = answer.content["application/json"].schema
+    assert isinstance(either, Schema)
+    assert either.one_of
+    answer.content = {
+        "application/json": OpenAPIMediaType(either.one_of[0]),
+        "text/event-stream": OpenAPIMediaType(Schema(type=OpenAPIType.STRING, description=told)),
+    }
+
+
+def _describe_download(operation: Operation) -> None:
+    """The same bytes, typed as the dialect's clients take them."""
+    types = {"download_file": (BYTES,), "mka1_download_file": (*KNOWN_TYPES.values(), "text/plain")}
+    answer = (operation.responses or {}).get("200")
+    if isinstance(answer, OpenAPIResponse) and (known := types.get(str(operation.operation_id))):
+        answer.description = "The file, byte for byte"
+        answer.content = {each: OpenAPIMediaType(Schema(content_media_type=each)) for each in known}
 
 
 def _operation_id(handler: HTTPRouteHandler, _method: object, _path: object) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 from luthier_common.kit.errors import LuthierError
 
 NO_RETRY = {"x-should-retry": "false"}
+CONFLICT = 409
+"""Clients repeat a request that was answered so, unless they are told that it does not help."""
 
 
 class ErrorCode(Enum):
@@ -29,6 +31,12 @@ class ErrorCode(Enum):
         "invalid_request_error",
         "A parameter that is known but cannot be honoured; it is refused rather than ignored.",
     )
+    UNSUPPORTED_METHOD = (
+        "unsupported_method",
+        400,
+        "invalid_request_error",
+        "The method of the job is known and its body is right, but no trainer has the method yet.",
+    )
     CONFLICTING_PARAMETERS = (
         "conflicting_parameters",
         400,
@@ -37,9 +45,18 @@ class ErrorCode(Enum):
     )
     INVALID_CURSOR = "invalid_cursor", 400, "invalid_request_error", "`after` is no id of an item of this list."
     INVALID_MULTIPART = "invalid_multipart", 400, "invalid_request_error", "The body is no complete multipart form."
+    EMPTY_FILE = "empty_file", 400, "invalid_request_error", "The file has no bytes."
+    SIZE_MISMATCH = "size_mismatch", 400, "invalid_request_error", "The parts do not make up the announced bytes."
+    CHECKSUM_MISMATCH = "checksum_mismatch", 400, "invalid_request_error", "The bytes have another checksum."
     FILE_NOT_FOUND = "file_not_found", 400, "invalid_request_error", "A file that the request names does not exist."
     INVALID_PURPOSE = "invalid_file_purpose", 400, "invalid_request_error", "The file was uploaded for another purpose."
     BASE_NOT_FOUND = "model_not_found", 400, "invalid_request_error", "The model does not exist, or not for this use."
+    PREVIOUS_RESPONSE_NOT_FOUND = (
+        "previous_response_not_found",
+        400,
+        "invalid_request_error",
+        "The response to go on from, or one before it, does not exist, was deleted or has expired.",
+    )
     IDEMPOTENCY_KEY_REUSED = (
         "idempotency_key_reused",
         400,
@@ -49,18 +66,54 @@ class ErrorCode(Enum):
     INVALID_API_KEY = "invalid_api_key", 401, "invalid_request_error", "No API key was given, or it is not valid."
     MISSING_SCOPE = "missing_scope", 403, "permission_error", "The API key lacks the scope that the message names."
     BASE_NOT_DELETABLE = "base_model_not_deletable", 403, "permission_error", "Base models cannot be deleted."
+    END_USER_REFUSED = (
+        "end_user_not_allowed",
+        403,
+        "permission_error",
+        "Organisations are not administrated on behalf of an end user: leave X-On-Behalf-Of out.",
+    )
     UNKNOWN_URL = "unknown_url", 404, "invalid_request_error", "There is no such address."
     NOT_FOUND = "not_found", 404, "invalid_request_error", "There is no such thing in this project."
     MODEL_NOT_FOUND = "model_not_found", 404, "invalid_request_error", "There is no such model in this project."
+    CHECKPOINT_GONE = "checkpoint_gone", 404, "invalid_request_error", "The checkpoint's files have been removed."
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "invalid_request_error", "The address does not take this method."
-    INVALID_STATE = "invalid_state", 409, "invalid_request_error", "The job's state does not allow this verb."
+    UPLOAD_TIMEOUT = "upload_timeout", 408, "invalid_request_error", "The body took longer than an upload may take."
+    INVALID_STATE = "invalid_state", 409, "invalid_request_error", "The state of the thing does not allow this verb."
+    PROJECT_ARCHIVED = "project_archived", 409, "invalid_request_error", "The project is archived: nothing changes."
+    OWN_PROJECT = "own_project", 409, "invalid_request_error", "A key cannot archive the project that it belongs to."
+    ALREADY_EXISTS = "already_exists", 409, "invalid_request_error", "There is one with this name or address already."
+    IDEMPOTENCY_IN_PROGRESS = (
+        "idempotency_in_progress",
+        409,
+        "invalid_request_error",
+        "The first request with this Idempotency-Key still runs; look for what it makes.",
+    )
+    IDEMPOTENCY_NOT_KEPT = (
+        "idempotency_answer_not_kept",
+        409,
+        "invalid_request_error",
+        "The request was done before; its answer held a secret and was not kept.",
+    )
     TOO_LARGE = "request_too_large", 413, "invalid_request_error", "The body or the file is larger than allowed."
+    RATE_LIMIT_EXCEEDED = (
+        "rate_limit_exceeded",
+        429,
+        "rate_limit_error",
+        "The key has sent its requests of this minute; `retry-after` says when the next begins.",
+    )
+    TOO_MANY_FAILED_KEYS = (
+        "too_many_failed_keys",
+        429,
+        "rate_limit_error",
+        "Too many requests with keys that are not valid came from this address; `retry-after` says how long to wait.",
+    )
     TOO_MANY_QUEUED_JOBS = (
         "too_many_queued_jobs",
         429,
         "rate_limit_error",
         "So many jobs of the project wait already; come again when one has started.",
     )
+    TOO_MANY_STREAMS = "too_many_streams", 429, "rate_limit_error", "The API key follows as many jobs as it may."
     INTERNAL = "internal_error", 500, "server_error", "A fault of the platform; the logs hold it under the request id."
     UNAVAILABLE = "unavailable", 503, "server_error", "A server that the API needs did not answer; try again."
     ENGINE_UNAVAILABLE = "engine_unavailable", 503, "server_error", "No engine can answer for this model now."
@@ -81,7 +134,7 @@ class ApiError(LuthierError):
         self.error = error
         self.message = message
         self.param = param
-        self.headers = dict(headers or {})
+        self.headers = {**(NO_RETRY if error.status == CONFLICT else {}), **(headers or {})}
 
     @property
     def status(self) -> int:
@@ -97,8 +150,14 @@ class PassedOnError(LuthierError):
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
         super().__init__(str(error.get("message")))
         self.status = status
-        self.headers: dict[str, str] = {}
+        self.headers = dict(NO_RETRY) if status == CONFLICT else {}
+        self.code = str(error.get("code"))
         self._error = error
+
+    def naming(self, params: Mapping[str, str]) -> "PassedOnError":
+        """The same error, with the parameter under the name that the client used."""
+        param = self._error.get("param")
+        return PassedOnError(self.status, {**self._error, "param": params.get(str(param), param)})
 
     def body(self) -> dict[str, Any]:
         error = self._error

@@ -45,6 +45,7 @@ def handlers() -> ExceptionHandlersMap:
 def _known(request: AnyRequest, error: ApiError | PassedOnError) -> Response[Any]:
     """The envelope, with the request's id beside the four keys that clients know."""
     body = error.body()
+    request.scope["state"]["error_code"] = body["error"]["code"]
     body["error"]["request_id"] = request_id_of(request.scope)
     return Response(body, status_code=error.status, headers=error.headers, media_type="application/json")
 

@@ -1,21 +1,57 @@
-"""API keys: `sk-lut-<id>-<256 random bits>`, stored as a keyed hash, checked in constant time, cached for seconds."""
+"""API keys: `sk-lut-<id>-<256 random bits>`, stored as a keyed hash, checked in constant time, cached for seconds.
 
+The one place that makes, hashes and checks keys. What a key may do is decided when it is looked up: a key stops when it
+is revoked or expired, or when its project is archived; a rotated key's former value lives as long as its grace.
+"""
+
+import asyncio
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from luthier_api.domain import Principal, Scope
+from luthier_common.contract.ids import new_id
 from luthier_common.kit.migrate import DEFAULT_ORG, DEFAULT_PROJECT
-from luthier_common.kit.mongo import Database, Doc
+from luthier_common.kit.mongo import AFTER, DRIVER_ERRORS, Database, Doc
 
+log = logging.getLogger(__name__)
 COLLECTION = "api_keys"
 MAX_CACHED = 10_000
-_KEY = re.compile(r"sk-lut-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
+USED_EVERY_S = 60
+"""`last_used_at` is this exact: a write for every request would cost more than the request."""
+_KEY = re.compile(r"sk-lut-([0-9a-f]{12}|[0-9a-f]{24})-[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a new key stands for."""
+
+    name: str
+    scopes: frozenset[str]
+    org: str = DEFAULT_ORG
+    project: str = DEFAULT_PROJECT
+    expires_in_s: int | None = None
+    user: str | None = None
+    service_account: str | None = None
+    is_strict: bool = False
+    created_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A key as it can be seen once: the value, and the row that stays."""
+
+    value: str
+    row: Doc
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,62 +68,178 @@ class KeyRing:
         self._pepper = pepper
         self._cache_s = cache_s
         self._known: dict[bytes, _Known] = {}
+        self._epoch = 0
+        self._writes: set[asyncio.Task[None]] = set()
 
     def digest(self, key: str) -> bytes:
         return hmac.new(self._pepper, key.encode(), hashlib.sha256).digest()
 
     async def principal(self, key: str) -> Principal | None:
-        """Who holds this key; None for an unknown, revoked or expired one."""
+        """Who holds this key; None for an unknown, revoked or expired one, and where the project is archived."""
         match = _KEY.fullmatch(key)
         if match is None:
             return None
         digest = self.digest(key)
         known = self._known.get(digest)
         if known is None or known.until_s < time.monotonic():
-            known = _Known(await self._look_up(match[1], digest), time.monotonic() + self._cache_s)
+            epoch = self._epoch
+            known = await self._look_up(match[1], digest)
             if len(self._known) >= MAX_CACHED:
                 self._known.clear()
-            self._known[digest] = known
+            if epoch == self._epoch:
+                self._known[digest] = known
         return known.principal
+
+    def has_seen(self, key: str) -> bool:
+        """Whether the key was good when it was last looked up; for deciding whom to look up, never for admitting."""
+        known = self._known.get(self.digest(key))
+        return known is not None and known.principal is not None
+
+    def forget(self) -> None:
+        """Look every key up anew: what is being looked up now may be older than the change that the caller made."""
+        self._epoch += 1
+        self._known = {digest: _Known(known.principal, 0.0) for digest, known in self._known.items()}
 
     async def create(
         self, name: str, scopes: frozenset[str], *, org: str = DEFAULT_ORG, project: str = DEFAULT_PROJECT
     ) -> str:
-        """A new key. It can be read here and never again."""
-        key_id = secrets.token_hex(6)
-        key = f"sk-lut-{key_id}-{secrets.token_urlsafe(32)}"
-        row: Doc = {
-            "_id": key_id,
-            "digest": self.digest(key),
-            "name": name,
-            "org": org,
-            "project": project,
-            "owner": f"key-{key_id}",
-            "scopes": sorted(scopes),
-            "revoked": False,
-            "expires_at": None,
-        }
-        await self._db[COLLECTION].update_one(
-            {"_id": key_id},
-            [{"$replaceWith": {"$mergeObjects": [{"$literal": row}, {"created_at": "$$NOW"}]}}],
-            upsert=True,
-        )
-        return key
+        """A new key that no user owns. It can be read here and never again."""
+        return (await self.issue(Grant(name, scopes, org, project))).value
 
-    async def _look_up(self, key_id: str, digest: bytes) -> Principal | None:
-        valid = {"$or": [{"expires_at": None}, {"$expr": {"$gt": ["$expires_at", "$$NOW"]}}]}
-        row = await self._db[COLLECTION].find_one({"_id": key_id, "revoked": False, **valid})
-        if row is None or not hmac.compare_digest(bytes(row["digest"]), digest):
-            return None
-        org = await self._db["orgs"].find_one({"_id": row["org"]})
-        return Principal(
+    async def issue(self, grant: Grant) -> Issued:
+        """A new key. Its value can be read here and never again."""
+        key_id = new_id("", datetime.now(UTC))
+        value = _value(key_id)
+        row: Doc = {
+            "digest": self.digest(value),
+            "previous": None,
+            "name": grant.name,
+            "org": grant.org,
+            "project": grant.project,
+            "user": grant.user,
+            "service_account": grant.service_account,
+            "owner": grant.user or grant.service_account or f"key-{key_id}",
+            "scopes": sorted(grant.scopes),
+            "is_strict": grant.is_strict,
+            "created_by": grant.created_by,
+            "revoked": False,
+            "last_used_at": None,
+        }
+        stamps = {"created_at": "$$NOW", "expires_at": _after(grant.expires_in_s)}
+        made = await self._db[COLLECTION].find_one_and_update(
+            {"_id": key_id},
+            [{"$set": {name: {"$literal": value} for name, value in row.items()} | stamps}],
+            upsert=True,
+            return_document=AFTER,
+        )
+        assert made is not None
+        return Issued(value, made)
+
+    async def rotate(self, match: Mapping[str, Any], key_id: str, keep_old_s: int) -> Issued | None:
+        """A new value for a key that has not ended; the one before it is accepted for `keep_old_s` more."""
+        value = _value(key_id)
+        kept = {"digest": "$digest", "until": _after(keep_old_s)} if keep_old_s else None
+        row = await self._db[COLLECTION].find_one_and_update(
+            {**match, "_id": key_id, "revoked": False, **_has_not_expired()},
+            [{"$set": {"previous": kept, "digest": {"$literal": self.digest(value)}, "rotated_at": "$$NOW"}}],
+            return_document=AFTER,
+        )
+        self.forget()
+        return Issued(value, row) if row else None
+
+    async def revoke(self, match: Mapping[str, Any]) -> int:
+        """End every key that matches; in this process at once, in others when their cache has run out."""
+        change = [{"$set": {"revoked": True, "revoked_at": "$$NOW", "previous": None}}]
+        ended = await self._db[COLLECTION].update_many({**match, "revoked": False}, change)
+        self.forget()
+        return int(ended.modified_count)
+
+    async def _look_up(self, key_id: str, digest: bytes) -> _Known:
+        until_s = time.monotonic() + self._cache_s
+        valid = {"_id": key_id, "revoked": False, **_has_not_expired()}
+        rows = await self._db[COLLECTION].aggregate([{"$match": valid}, *_JOINED]).to_list(1)
+        left_s = self._accepted_for_s(rows[0], digest) if rows else 0.0
+        if left_s <= 0 or rows[0]["is_archived"] or rows[0]["is_orphan"]:
+            return _Known(None, until_s)
+        row = rows[0]
+        self._note_use(row)
+        principal = Principal(
             key_id=key_id,
             org=row["org"],
-            org_name=org["name"] if org else row["org"],
+            org_name=row.get("org_name") or row["org"],
             project=row["project"],
             owner=row["owner"],
-            scopes=frozenset(row["scopes"]),
+            scopes=frozenset(row["scopes"]) - _withheld(row),
+            is_strict=row.get("is_strict", False),
+            rate_limit=row.get("rate_limit"),
         )
+        return _Known(principal, min(until_s, time.monotonic() + left_s))
+
+    def _accepted_for_s(self, row: Doc, digest: bytes) -> float:
+        """How much longer this value of the key holds; both values are compared, whichever fits."""
+        previous = row.get("previous") or {"digest": b"", "until": row["now"]}
+        is_now = hmac.compare_digest(bytes(row["digest"]), digest)
+        was_before = hmac.compare_digest(bytes(previous["digest"]), digest)
+        ends = [row["expires_at"]] if row.get("expires_at") else []
+        if was_before and not is_now:
+            ends.append(previous["until"])
+        left_s = min(((end - row["now"]).total_seconds() for end in ends), default=self._cache_s + 1)
+        return left_s if is_now or was_before else 0.0
+
+    def _note_use(self, row: Doc) -> None:
+        """Write down the use beside the request, which does not wait for it."""
+        used_at = row.get("last_used_at")
+        if used_at is None or (row["now"] - used_at).total_seconds() >= USED_EVERY_S:
+            write = asyncio.create_task(self._write_use(row["_id"]))
+            self._writes.add(write)
+            write.add_done_callback(self._writes.discard)
+
+    async def _write_use(self, key_id: str) -> None:
+        try:
+            await self._db[COLLECTION].update_one({"_id": key_id}, [{"$set": {"last_used_at": "$$NOW"}}])
+        except DRIVER_ERRORS as error:
+            log.warning("the use of a key was not noted: %s", type(error).__name__, extra={"key_id": key_id})
+
+
+_JOINED: list[Doc] = [
+    {"$lookup": {"from": "orgs", "localField": "org", "foreignField": "_id", "as": "orgs"}},
+    {"$lookup": {"from": "projects", "localField": "project", "foreignField": "_id", "as": "projects"}},
+    {"$lookup": {"from": "users", "localField": "user", "foreignField": "_id", "as": "users"}},
+    {"$lookup": {"from": "service_accounts", "localField": "service_account", "foreignField": "_id", "as": "accounts"}},
+    {
+        "$set": {
+            "now": "$$NOW",
+            "org_name": {"$first": "$orgs.name"},
+            "is_archived": {"$gt": [{"$first": "$projects.archived_at"}, None]},
+            "is_orphan": {
+                "$or": [
+                    {"$and": [{"$gt": ["$user", None]}, {"$eq": ["$users", []]}]},
+                    {"$and": [{"$gt": ["$service_account", None]}, {"$eq": ["$accounts", []]}]},
+                ]
+            },
+            "user_role": {"$first": "$users.role"},
+        }
+    },
+]
+"""A key's row with what else decides about it, in one round trip."""
+
+
+def _withheld(row: Doc) -> set[str]:
+    """Only owners of the organisation administrate it, whatever their keys were made with."""
+    return {str(Scope.ADMIN)} if row.get("user") is not None and row.get("user_role") != "owner" else set()
+
+
+def _value(key_id: str) -> str:
+    return f"sk-lut-{key_id}-{secrets.token_urlsafe(32)}"
+
+
+def _after(seconds: int | None) -> Doc | None:
+    """So many seconds from now in database time; None: never."""
+    return None if seconds is None else {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": seconds}}
+
+
+def _has_not_expired() -> Doc:
+    return {"$or": [{"expires_at": None}, {"$expr": {"$gt": ["$expires_at", "$$NOW"]}}]}
 
 
 def read_pepper(home: Path) -> bytes:
@@ -99,8 +251,8 @@ def read_pepper(home: Path) -> bytes:
 
 
 async def ensure_admin_key(ring: KeyRing, db: Database, path: Path) -> bool:
-    """Write an admin key to `path` if no key exists yet; whether it did."""
-    if await db[COLLECTION].find_one({}, {"_id": 1}):
+    """Write an admin key of the default organisation to `path` if that has no key yet; whether it did."""
+    if await db[COLLECTION].find_one({"org": DEFAULT_ORG}, {"_id": 1}):
         return False
     write_secret(path, await ring.create("admin", frozenset({str(Scope.ADMIN)})) + "\n", replace=True)
     return True

@@ -12,6 +12,7 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from opentelemetry.trace import SpanKind
 
+from luthier_api.around.failed import FailedKeys
 from luthier_api.domain import Principal
 from luthier_api.domain import Scope as PrincipalScope
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode
@@ -50,7 +51,7 @@ class Tracing(ASGIMiddleware):
         route = str(scope.get("path_template") or "unknown")
         method = str(scope["method"])  # type: ignore[typeddict-item]
         attributes = {"http.request.method": method, "http.route": route, "luthier.request.id": request_id_of(scope)}
-        parent = _header(scope, b"traceparent")
+        parent = header_of(scope, b"traceparent")
         with (
             use_traceparent(parent.decode("latin-1") if parent else None),
             tracer().start_as_current_span(f"{method} {route}", kind=SpanKind.SERVER, attributes=attributes) as span,
@@ -70,24 +71,28 @@ class Authentication(ASGIMiddleware):
     scopes = (ScopeType.HTTP,)
     exclude_opt_key = PUBLIC
 
-    def __init__(self, keys: KeyRing) -> None:
+    def __init__(self, keys: KeyRing, failed: FailedKeys) -> None:
         self._keys = keys
+        self._failed = failed
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        key = _key_of(scope)
+        key = key_of(scope)
+        if not (key and self._keys.has_seen(key)):
+            self._failed.check(scope)
         principal = await self._keys.principal(key) if key else None
         if principal is None:
+            self._failed.count(scope)
             message = "Incorrect API key provided." if key else "No API key provided: send it as a Bearer token."
             raise ApiError(ErrorCode.INVALID_API_KEY, message, headers={"www-authenticate": "Bearer"})
-        scope["user"] = _on_behalf_of(principal, _header(scope, b"x-on-behalf-of"))
+        scope["user"] = _on_behalf_of(principal, header_of(scope, b"x-on-behalf-of"))
         await next_app(scope, receive, send)
 
 
-def _key_of(scope: Scope) -> str | None:
+def key_of(scope: Scope) -> str | None:
     """The key, whichever header carries it."""
-    scheme, _, bearer = (_header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
+    scheme, _, bearer = (header_of(scope, b"authorization") or b"").decode("latin-1").partition(" ")
     sent = [bearer if scheme.lower() == "bearer" else ""]
-    sent += [(_header(scope, name) or b"").decode("latin-1") for name in KEY_HEADERS]
+    sent += [(header_of(scope, name) or b"").decode("latin-1") for name in KEY_HEADERS]
     keys = {key.strip() for key in sent} - {""}
     if len(keys) > 1:
         raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, "Two different API keys were sent.", param="Authorization")
@@ -129,5 +134,5 @@ def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
             raise ApiError(ErrorCode.UNKNOWN_PARAMETER, message, param=name[:100])
 
 
-def _header(scope: Scope, name: bytes) -> bytes | None:
+def header_of(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)

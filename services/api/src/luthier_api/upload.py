@@ -1,7 +1,8 @@
 """Multipart bodies read as they arrive: small text fields are kept, file parts are handed on piece by piece."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,13 @@ from multipart import (  # type: ignore[import-untyped]
     parse_options_header,
 )
 
-from luthier_api.errors import ApiError, ErrorCode
+from luthier_api.errors import NO_RETRY, ApiError, ErrorCode
 
 MAX_TEXT_BYTES = 4096
 MAX_PARTS = 16
 DRAIN_BYTES = 32 * 1024 * 1024
 """So much of a refused body is still read: a client that is cut off while sending does not read the answer."""
+DRAIN_S = 30.0
 
 _Event = Any
 """A part's head (MultipartSegment), a piece of its body (bytes), or its end (None)."""
@@ -35,9 +37,10 @@ class FilePart:
 class Upload:
     """One multipart body. The parts' own content types mean nothing, and so does their order."""
 
-    def __init__(self, content_type: str, body: AsyncIterator[bytes]) -> None:
+    def __init__(self, content_type: str, body: AsyncIterator[bytes], *, within_s: float) -> None:
+        """The body must be here within so many seconds from the first look at it."""
         self.fields: dict[str, str] = {}
-        self._body = body
+        self._body = _within(body, within_s)
         self._content_type = content_type
 
     async def files(self) -> AsyncGenerator[FilePart, None]:
@@ -53,10 +56,12 @@ class Upload:
     async def drain(self) -> None:
         """Read on, in bounds, what a refused request is still sending."""
         num_bytes = 0
-        async for chunk in self._body:
-            num_bytes += len(chunk)
-            if num_bytes > DRAIN_BYTES:
-                return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                async for chunk in self._body:
+                    num_bytes += len(chunk)
+                    if num_bytes > DRAIN_BYTES:
+                        return
 
     async def _events(self) -> AsyncGenerator[_Event, None]:
         kind, options = parse_options_header(self._content_type)
@@ -92,3 +97,19 @@ class Upload:
             self.fields[name] = text.decode()
         except UnicodeDecodeError as error:
             raise ApiError(ErrorCode.INVALID_VALUE, "A text field must be UTF-8.", param=name[:100]) from error
+
+
+async def _within(body: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+    """A client that sends a byte now and then would hold its connection for ever."""
+    deadline_s = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                chunk = await anext(body, None)
+        except TimeoutError as error:
+            message = f"The body was not complete after {seconds:g} s."
+            headers = {**NO_RETRY, "connection": "close"}
+            raise ApiError(ErrorCode.UPLOAD_TIMEOUT, message, headers=headers) from error
+        if chunk is None:
+            return
+        yield chunk

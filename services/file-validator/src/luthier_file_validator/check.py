@@ -13,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from luthier_common.contract.spec import OnOverlength
 from luthier_datachecks import Limits
-from luthier_file_validator.checks import examine
+from luthier_file_validator.checks import RowRule, examine
 from luthier_text import TextBundle, TextError
 
 CHUNK_BYTES = 1 << 20
@@ -36,6 +37,7 @@ class CheckSpec(msgspec.Struct, frozen=True, kw_only=True):
     file_role: str = "The"
     bundle: str | None = None
     max_length: int | None = None
+    on_overlength: OnOverlength = "error"
 
 
 def main(argv: list[str]) -> int:
@@ -49,11 +51,12 @@ def main(argv: list[str]) -> int:
         bundle = TextBundle.load(Path(spec.bundle)) if spec.bundle is not None else None
     except TextError:
         return EXIT_BAD_BUNDLE
+    rule = RowRule(spec.max_length, spec.on_overlength) if spec.max_length is not None else None
     report = examine(
         _chunks(Path(spec.path)),
         Limits(min_examples=spec.min_examples, file_role=spec.file_role),
         bundle=bundle,
-        max_length=spec.max_length,
+        rule=rule,
         max_findings=spec.max_findings,
     )
     Path(spec.report_path).write_bytes(msgspec.json.encode(report))

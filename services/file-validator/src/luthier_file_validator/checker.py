@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from luthier_common.contract.events import Problem
+from luthier_common.contract.spec import OnOverlength
 from luthier_common.kit.bases import TEXT_FILES, BaseMissingError, BundleCorruptError, fetch_base
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectMissingError
@@ -51,6 +52,7 @@ class Checker:
         min_examples: int,
         file_role: str = "The",
         max_length: int | None = None,
+        on_overlength: OnOverlength = "error",
     ) -> CheckReport | Problem:
         """The report of a stored file, or the problem that kept it from being read to its end."""
         with TemporaryDirectory(dir=self._scratch) as name:
@@ -71,6 +73,7 @@ class Checker:
                 file_role=file_role,
                 bundle=str(bundle) if bundle is not None else None,
                 max_length=max_length,
+                on_overlength=on_overlength,
             )
             report = await run_check(spec, folder, wall_s=self._settings.check_wall_s)
         return crash_problem(report) if isinstance(report, Crash) else report

@@ -13,7 +13,7 @@ from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.telemetry import use_traceparent
 from luthier_file_validator.checker import Checker
-from luthier_file_validator.checks import CheckReport
+from luthier_file_validator.checks import CheckReport, RowRule
 from luthier_file_validator.store import Store
 from luthier_file_validator.verdicts import (
     Role,
@@ -68,11 +68,11 @@ class JobLoop:
             return
         wanted = files_of(spec)
         files = await self._store.read_files(list(wanted.values()))
-        max_length = spec.hyperparameters.longest_row(base["context_length"])
+        rows = RowRule(spec.hyperparameters.longest_row(base["context_length"]), spec.hyperparameters.on_overlength)
         datasets: dict[Role, Doc] = {}
         for role, file_id in wanted.items():
             known = (job.get("datasets") or {}).get(role)
-            dataset = known or await self._process(job, role, files[file_id], files, bundle, max_length)
+            dataset = known or await self._process(job, role, files[file_id], files, bundle, rows)
             if dataset is None:
                 return
             datasets[role] = dataset
@@ -84,7 +84,7 @@ class JobLoop:
         log.info("accepted", extra={"job_id": job_id, "outcome": accepted.outcome})
 
     async def _process(
-        self, job: Doc, role: Role, file: Doc, files: dict[str, Doc], bundle: Path, max_length: int
+        self, job: Doc, role: Role, file: Doc, files: dict[str, Doc], bundle: Path, rows: RowRule
     ) -> Doc | None:
         """Read one file and state its numbers; None when the job was rejected, or is no longer being checked."""
         is_training = role == "training"
@@ -93,7 +93,8 @@ class JobLoop:
             bundle=bundle,
             min_examples=self._min_examples if is_training else 1,
             file_role=role.capitalize(),
-            max_length=max_length,
+            max_length=rows.max_length,
+            on_overlength=rows.on_overlength,
         )
         problem = found.model_copy(update={"param": f"{role}_file"}) if isinstance(found, Problem) else None
         report = crash_report(found) if isinstance(found, Problem) else found

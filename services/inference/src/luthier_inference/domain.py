@@ -36,6 +36,7 @@ class ContextLengthError(LuthierError):
     """The prompt alone fills the context of the base model."""
 
     code = "context_length_exceeded"
+    param = "messages"
 
 
 class EngineBusyError(TransientError):

@@ -1,6 +1,6 @@
 """Names, lineage, what an artifact may hold, and what is to become of a staged model. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import Enum
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from luthier_common.contract.events import RunFinished
-from luthier_common.contract.ids import FILE_PREFIX, product_core
+from luthier_common.contract.ids import FILE_PREFIX, MODEL_PREFIX, product_core
 from luthier_common.kit.errors import LuthierError
 
 Doc = Mapping[str, Any]
@@ -20,6 +20,8 @@ TEXT_FILES = frozenset({"tokenizer.json", "chat_template.jinja", "text.json"})
 ALLOWED_FILES = ADAPTER_FILES | MODEL_FILES | TEXT_FILES | {"generation_config.json", "golden.json", "training.json"}
 """All that is ever published: nothing that a loader could run."""
 HUB_IDS = {"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+WEIGHTS_FILES = ADAPTER_FILES | MODEL_FILES | {"generation_config.json"}
+"""What users get of a model as files of their own."""
 RESULT_FILENAME = "step_metrics.csv"
 RESULT_PURPOSE = "fine-tune-results"
 _AT_WORK = ("trained", "staged", "verified")
@@ -75,6 +77,21 @@ def read_artifact_manifest(content: bytes) -> ArtifactManifest:
 
 def result_file_id_of(job_id: str, generation: int) -> str:
     return FILE_PREFIX + product_core(job_id, generation)
+
+
+def weights_files_of(model_id: str, files: Iterable[ArtifactFile]) -> list[dict[str, Any]]:
+    """The ids that the weights of a model have as files, and what each holds; the same for whoever computes it."""
+    weights = sorted((file for file in files if file.name in WEIGHTS_FILES), key=lambda file: file.name)
+    stem = model_id.replace(MODEL_PREFIX, FILE_PREFIX)
+    return [{"id": f"{stem}w{number}", **file.model_dump()} for number, file in enumerate(weights)]
+
+
+def short_names(base: Doc | None, asked: str, suffix: str | None) -> list[str]:
+    """`ft:<base>:<suffix>` by each name of the base: it has no id, so it means the newest model of that name."""
+    if not suffix:
+        return []
+    names = [base["_id"], *base.get("aliases", ())] if base else [asked]
+    return [f"ft:{name}:{suffix}" for name in dict.fromkeys(names)]
 
 
 def aliases_of(name: str) -> list[str]:

@@ -31,6 +31,8 @@ from luthier_registry.domain import (
     lineage_of,
     read_artifact_manifest,
     result_file_id_of,
+    short_names,
+    weights_files_of,
 )
 from luthier_registry.results import StepTable
 from luthier_registry.store import Store
@@ -79,17 +81,24 @@ class Registrar:
         base = await self._store.read_base(job["spec"]["model"])
         model_id = model_id_of(job["_id"], job["generation"])
         org_name = await self._store.org_name(job["org"])
-        name = model_name(base["_id"] if base else job["spec"]["model"], org_name, job["spec"].get("suffix"), model_id)
+        suffix = job["spec"].get("suffix")
+        base_name = base["_id"] if base else job["spec"]["model"]
+        name = model_name(base_name, org_name, suffix, model_id)
+        if job["generation"] == 1:
+            name = job.get("model_name") or name
         blob, manifest = await self._copy(job, finished.artifact, f"{job['org']}/{job['project']}/models/{model_id}/")
         result_file_id = await self._make_result_file(job, finished)
-        fact = ModelStaged(name=name, job_id=job["_id"], base=base["_id"] if base else job["spec"]["model"], blob=blob)
+        fact = ModelStaged(name=name, job_id=job["_id"], base=base_name, blob=blob)
         fields = _owned(job) | {
             "name": name,
             "job": job["_id"],
-            "base": fact.base,
+            "base": base_name,
+            "suffix": suffix,
+            "aliases": short_names(base, base_name, suffix),
             "base_digest": job["base_digest"],
             "blob": blob.model_dump(mode="json"),
             "files": [file.model_dump(mode="json") for file in manifest.files],
+            "weights_files": weights_files_of(model_id, manifest.files),
             "lineage": lineage_of(job, base, finished, self._clock.now()),
             "released": False,
         }

@@ -4,6 +4,7 @@ import logging
 
 from luthier_common.contract.events import JobFailed, ModelRegistered, Problem, ServingSkipped
 from luthier_common.contract.reasons import FailureReason
+from luthier_common.journal.advance import Outcome
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
@@ -58,8 +59,12 @@ class Settler:
                     job, JobFailed(problem=Problem(code=FailureReason.INTERNAL, message=message))
                 )
                 continue
-            fact = ModelRegistered(model_id=staged["model_id"], model_name=staged["model_name"])
+            weights = await self._store.make_weights_files(model)
+            await failpoint("registry.after_weights_files")
+            fact = ModelRegistered(model_id=staged["model_id"], model_name=staged["model_name"], weights_files=weights)
             done = await self._store.state_of_job(job, fact)
+            if done.outcome is Outcome.ILLEGAL:
+                await self._store.drop_weights_files(model)
             await failpoint("registry.after_registered")
             log.info("registered", extra={"job_id": job["_id"], "model_id": fact.model_id, "outcome": done.outcome})
 
@@ -69,4 +74,5 @@ class Settler:
             if fate is Fate.PUBLISH:
                 await self._store.publish_model(model)
             elif fate is Fate.DELETE:
+                await self._store.drop_weights_files(model)
                 await self._store.delete_model(model["_id"])

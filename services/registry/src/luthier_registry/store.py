@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier_common.contract.envelope import Actor
-from luthier_common.contract.events import Fact, FileGenerated, ModelDeleted, ModelPublished, ModelStaged
+from luthier_common.contract.events import Fact, FileDeleted, FileGenerated, ModelDeleted, ModelPublished, ModelStaged
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import Advanced, advance, create
 from luthier_common.kit import ledger
 from luthier_common.kit.bases import find_base
 from luthier_common.kit.mongo import Database, Doc
+from luthier_registry.domain import RESULT_PURPOSE
 
 ACTOR = Actor(room="registry")
 _NO_OUTBOX = {"outbox": 0}
@@ -67,6 +68,24 @@ class Store:
     async def create_file(self, file_id: str, fact: FileGenerated, fields: Mapping[str, Any]) -> Advanced:
         stored = fact.model_dump(mode="json", exclude={"job_id"}) | {"job": fact.job_id, "expires_at": None}
         return await create(self.db, fact, file_id, {**stored, **fields}, actor=ACTOR)
+
+    async def make_weights_files(self, model: Doc) -> tuple[str, ...]:
+        """The model's weights as files of its job; their bytes are the model's own."""
+        owned = {name: model[name] for name in ("org", "project", "owner")} | {"end_user": model.get("end_user")}
+        weights = model.get("weights_files") or ()
+        for file in weights:
+            await ledger.refer(self.db, model["blob"]["key"], f"file/{file['id']}")
+            fact = FileGenerated(
+                filename=f"{model['_id']}/{file['name']}", bytes=file["bytes"], sha256=file["sha256"],
+                purpose=RESULT_PURPOSE, object_key=model["blob"]["key"] + file["name"], job_id=model["job"],
+            )  # fmt: skip
+            await self.create_file(file["id"], fact, owned)
+        return tuple(file["id"] for file in weights)
+
+    async def drop_weights_files(self, model: Doc) -> None:
+        for file in model.get("weights_files") or ():
+            await advance(self.db, Kind.FILE, file["id"], FileDeleted(), actor=ACTOR)
+            await ledger.release(self.db, f"file/{file['id']}")
 
     async def publish_model(self, model: Doc) -> Advanced:
         fact = ModelPublished(name=model["name"], job_id=model["job"])

@@ -4,13 +4,13 @@ import logging
 
 from luthier_common.contract.events import JobFailed, JobPlaced, Member, NodeLost, Problem, QueueReasonChanged, RunLost
 from luthier_common.contract.reasons import FailureReason
+from luthier_common.contract.resolve import resolve
 from luthier_common.contract.spec import JobSpec, ResolvedHyperparameters
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.telemetry import use_traceparent
 from luthier_scheduler.decide import Decision, Placement, Wait, WaitingJob, decide
-from luthier_scheduler.resolve import resolve
 from luthier_scheduler.settings import SchedulerSettings
 from luthier_scheduler.store import Snapshot, Store
 from luthier_scheduler.watch import Watch

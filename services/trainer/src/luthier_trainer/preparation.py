@@ -53,6 +53,7 @@ class Preparation:
             resume_from=await self._restore(directory),
             seed=run.resolved.seed,
             hyperparameters=child_hyperparameters(run.resolved),
+            on_overlength=run.resolved.on_overlength,
             checkpoint_every_steps=settings.checkpoint_every_steps,
             num_threads=None if has_gpus else settings.threads_of(len(run.claim.slots)),
             device="cuda" if has_gpus else "cpu",

@@ -395,13 +395,14 @@ class ServingRefused(JobFact):
 
 
 class ModelRegistered(JobFact):
-    """The job has succeeded: its model answers under `model_name`."""
+    """The job has succeeded: its model answers under `model_name`. `weights_files` are its weights as files."""
 
     model_id: str
     model_name: str
+    weights_files: tuple[str, ...] = ()
 
     def remembers(self) -> dict[str, Any]:
-        return {"fine_tuned_model": self.model_name}
+        return {"fine_tuned_model": self.model_name, "weights_files": list(self.weights_files)}
 
 
 # Jobs: other ends

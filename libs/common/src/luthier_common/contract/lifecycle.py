@@ -140,7 +140,7 @@ FILE = Lifecycle(
         Row((NEW,), f.FileGenerated, "processed", "registry"),
         Row(("uploaded",), f.FileValidated, "processed", "file-validator", when={"valid": True}),
         Row(("uploaded",), f.FileValidated, "rejected", "file-validator", when={"valid": False}),
-        Row(("uploaded", "processed", "rejected"), f.FileDeleted, "deleted", "api"),
+        Row(("uploaded", "processed", "rejected"), f.FileDeleted, "deleted", "api, registry"),
     ),
 )
 

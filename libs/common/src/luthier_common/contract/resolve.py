@@ -1,4 +1,7 @@
-"""What `auto` becomes: from a job's spec, its number of examples and the base's context length to the run's numbers."""
+"""What `auto` becomes: a job's spec, its number of examples and the base's context length give the run's numbers. Pure.
+
+The scheduler pins them at the first placement; the API shows them beforehand to who asks.
+"""
 
 from luthier_common.contract.spec import Hyperparameters, JobSpec, ResolvedHyperparameters
 
@@ -38,6 +41,7 @@ def resolve(spec: JobSpec, num_examples: int, context_length: int) -> ResolvedHy
         lora_dropout=asked.lora_dropout,
         context_length=asked.longest_row(context_length),
         packing=asked.packing,
+        on_overlength=asked.on_overlength,
         total_steps=total_steps,
         seed=spec.seed,
     )

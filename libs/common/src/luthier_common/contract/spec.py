@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
+OnOverlength = Literal["error", "truncate", "drop"]
+"""What happens to rows that are longer than `context_length`: the files are refused, or the rows cut, or left out."""
 MAX_AUTO_CONTEXT = 8192
 
 
@@ -33,6 +35,7 @@ class Hyperparameters(Shape):
         None, description="longest row in tokens; the base's, at most 8192, if not given"
     )
     packing: bool = Field(False, description="fill each row of a batch with several examples")
+    on_overlength: OnOverlength = Field("error", description="what happens to rows longer than context_length")
 
     def longest_row(self, base_context_length: int) -> int:
         """Tokens that a row may have at most."""
@@ -56,6 +59,7 @@ class ResolvedHyperparameters(Shape):
     lora_dropout: float
     context_length: int
     packing: bool
+    on_overlength: OnOverlength = "error"
     total_steps: int
     seed: int
 

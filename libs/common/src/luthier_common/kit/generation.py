@@ -1,6 +1,7 @@
 """The one client of the inference room: chat completions from an engine, whole or as a stream of server-sent events.
 
-An engine that is busy or away raises `EngineAwayError`: another one may answer. What it refuses raises
+Every answer is fetched as a stream, so the read timeout bounds an engine's silence and not the length of an answer. An
+engine that is busy or away raises `EngineAwayError`: another one may answer. What it refuses raises
 `EngineRefusedError` with its own words.
 """
 
@@ -56,8 +57,8 @@ class GenerationClient:
 
     async def complete(self, address: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """A whole chat completion. `body` is OpenAI-shaped plus `base`, `adapter` and `project`."""
-        async with self._open("POST", f"{address}/internal/chat/completions", body) as response:
-            return await _read(response)
+        async with self.stream(address, {**body, "stream_options": {"include_usage": True}}) as chunks:
+            return await _assemble(read_chunks(chunks))
 
     @asynccontextmanager
     async def stream(self, address: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -87,6 +88,49 @@ class GenerationClient:
             yield response
         finally:
             await response.aclose()
+
+
+async def read_chunks(stream: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """The pieces of an event stream as objects. EngineAwayError when it ends before its end or says so itself."""
+    rest = b""
+    async for piece in stream:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            data = line.removeprefix(b"data:").strip()
+            if not line.startswith(b"data:") or not data:
+                continue
+            if data == b"[DONE]":
+                return
+            yield _chunk(data)
+    raise EngineAwayError("the engine broke off: no end of the answer")
+
+
+def _chunk(data: bytes) -> dict[str, Any]:
+    try:
+        chunk = json.loads(data)
+    except ValueError as error:
+        raise EngineAwayError("the engine sent no JSON") from error
+    if not isinstance(chunk, dict) or "error" in chunk:
+        raise EngineAwayError("the engine broke off: it failed within the answer")
+    return chunk
+
+
+async def _assemble(chunks: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    """The chat completion that the pieces make."""
+    head: dict[str, Any] = {}
+    texts: list[str] = []
+    reason = usage = None
+    async for chunk in chunks:
+        head = head or {key: value for key, value in chunk.items() if key not in ("choices", "usage", "object")}
+        usage = chunk.get("usage") or usage
+        for choice in chunk.get("choices") or []:
+            texts.append(choice["delta"].get("content") or "")
+            reason = choice.get("finish_reason") or reason
+    if reason is None or usage is None:
+        raise EngineAwayError("the engine gave no whole answer")
+    message = {"role": "assistant", "content": "".join(texts), "refusal": None}
+    choices = [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}]
+    return {**head, "object": "chat.completion", "choices": choices, "usage": usage}
 
 
 async def _read(response: httpx2.Response) -> dict[str, Any]:

@@ -1,10 +1,69 @@
-"""The `objects` ledger: every stored object with who refers to it, so that deletion is exact and what is used stays."""
+"""The `objects` ledger: every stored object with who refers to it, so that deletion is exact and what is used stays.
 
-from luthier_common.kit.mongo import Database
+Who stores an object for a thing that is not there yet states an intent first (`intend`), stores, records, and then
+makes the thing. A crash leaves an intent, or a reference to a thing that was never made: when the deadline has passed
+the sweeper looks, and drops both. `sweep` runs in one place, the registry.
+
+References and when they end:
+- `file/<id>`: when the file is deleted (its bytes, and the report on it);
+- `part/<id>`: when the upload that it belongs to is completed, cancelled or expired;
+- `model/<id>`: when the model is deleted; `registering/<job>`: when it is registered, or its job left `trained`;
+- `job/<id>`: the files that a job trains on. Never released by a job's end: a failed or stopped job may be restarted,
+  which reads them again, and a deleted file must not take that away. Only the end of the job's document may let go.
+"""
+
+from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
 
 COLLECTION = "objects"
 SWEEP_AFTER_S = 3600.0
+INTENT = "intent/"
+SETTLE_S = 600.0
+"""Between the record of an object and the thing that it was stored for, a writer may take this long."""
+
+
+async def intend(db: Database, key: str, *, reference: str, within_s: float, org: str, project: str) -> None:
+    """Note that an object is about to be stored, to be recorded under this reference within so many seconds."""
+    await db[COLLECTION].update_one(
+        {"_id": key},
+        [
+            {
+                "$set": {
+                    **{name: {"$literal": value} for name, value in (("org", org), ("project", project))},
+                    "references": {"$setUnion": [{"$ifNull": ["$references", []]}, [{"$literal": INTENT + reference}]]},
+                    "intent_until": _from_now(within_s),
+                    "touched_at": "$$NOW",
+                }
+            }
+        ],
+        upsert=True,
+    )
+
+
+async def fulfil(db: Database, key: str, *, reference: str, sha256: str, num_bytes: int) -> bool:
+    """The intended object is stored: refer to it. False when the deadline has passed and its bytes are going."""
+    kept = {"$setDifference": ["$references", [{"$literal": INTENT + reference}]]}
+    found = await db[COLLECTION].update_one(
+        {"_id": key, "references": INTENT + reference, "sweeping": {"$ne": True}},
+        [
+            {
+                "$set": {
+                    "sha256": {"$literal": sha256},
+                    "bytes": num_bytes,
+                    "references": {"$setUnion": [kept, [{"$literal": reference}]]},
+                    "intent_until": _from_now(SETTLE_S),
+                    "touched_at": "$$NOW",
+                }
+            }
+        ],
+    )
+    return bool(found.matched_count)
+
+
+async def abandon(db: Database, objects: ObjectStore, key: str) -> None:
+    """An intended object is not wanted after all: its bytes and row go. For a key that nobody else was told."""
+    await objects.delete(key)
+    await db[COLLECTION].delete_one({"_id": key})
 
 
 async def record(
@@ -31,15 +90,17 @@ async def refer(db: Database, key: str, reference: str) -> bool:
     return bool(found.matched_count)
 
 
-async def release(db: Database, reference: str) -> None:
-    """Drop a reference from every object that has it."""
+async def release(db: Database, *references: str) -> None:
+    """Drop references from every object that has them."""
     await db[COLLECTION].update_many(
-        {"references": reference}, {"$pull": {"references": reference}, "$currentDate": {"touched_at": True}}
+        {"references": {"$in": list(references)}},
+        {"$pull": {"references": {"$in": list(references)}}, "$currentDate": {"touched_at": True}},
     )
 
 
 async def sweep(db: Database, objects: ObjectStore, *, older_than_s: float = SWEEP_AFTER_S, most: int = 100) -> int:
     """Delete objects that nothing has referred to for `older_than_s`; the number of ledger rows removed."""
+    await _drop_lapsed(db, most)
     stale = {"$expr": {"$gt": [{"$subtract": ["$$NOW", "$touched_at"]}, int(older_than_s * 1000)]}}
     removed = 0
     async for row in db[COLLECTION].find({"references": [], **stale}).limit(most):
@@ -52,3 +113,35 @@ async def sweep(db: Database, objects: ObjectStore, *, older_than_s: float = SWE
         await db[COLLECTION].delete_one({"_id": row["_id"], "references": []})
         removed += 1
     return removed
+
+
+async def _drop_lapsed(db: Database, most: int) -> None:
+    """Where a deadline has passed: drop the intents, and references to things that were never made."""
+    over = {"intent_until": {"$type": "date"}, "$expr": {"$lt": ["$intent_until", "$$NOW"]}}
+    async for row in db[COLLECTION].find(over).limit(most):
+        dead = [text for text in row["references"] if not await _is_alive(db, row["_id"], text)]
+        await db[COLLECTION].update_one(
+            {"_id": row["_id"], **over},
+            {"$pull": {"references": {"$in": dead}}, "$unset": {"intent_until": ""}},
+        )
+
+
+async def _is_alive(db: Database, key: str, reference: str) -> bool:
+    """Whether the thing that an object was stored for is there and means this object."""
+    kind, _, thing = reference.partition("/")
+    places: dict[str, list[tuple[str, Doc]]] = {
+        "file": [("files", {"_id": thing, "object_key": key}), ("uploads", {"file_id": thing, "object_key": key})],
+        "part": [("uploads", {"parts.id": thing})],
+    }
+    if reference.startswith(INTENT):
+        return False
+    if kind not in places:
+        return True
+    for collection, query in places[kind]:
+        if await db[collection].find_one(query, {"_id": 1}) is not None:
+            return True
+    return False
+
+
+def _from_now(seconds: float) -> Doc:
+    return {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": int(seconds)}}

@@ -23,12 +23,32 @@ def _thing_indexes() -> list[IndexModel]:
     return [
         IndexModel([("part", ASCENDING)], name="unsent", partialFilterExpression={"unsent": True}),
         IndexModel([("part", ASCENDING)], name="pend", partialFilterExpression={"pend": True}),
-        IndexModel([("project", ASCENDING), ("_id", DESCENDING)], name="by_project"),
+        IndexModel([("org", ASCENDING), ("project", ASCENDING), ("_id", DESCENDING)], name="by_owner"),
+        IndexModel(
+            [("org", ASCENDING), ("project", ASCENDING), ("end_user", ASCENDING), ("_id", DESCENDING)],
+            name="by_end_user",
+        ),
         IndexModel([("phase", ASCENDING), ("_id", ASCENDING)], name="by_phase"),
         IndexModel([("updated_at", ASCENDING)], name="by_update"),
     ]
 
 
+_OWNER = [("org", ASCENDING), ("project", ASCENDING)]
+_NEWEST = ("_id", DESCENDING)
+JOB_LISTS = [
+    IndexModel([*_OWNER, ("status", ASCENDING), _NEWEST], name="by_status"),
+    IndexModel(
+        [*_OWNER, ("metadata.k", ASCENDING), ("metadata.v", ASCENDING), _NEWEST],
+        name="by_metadata",
+        partialFilterExpression={"metadata.k": {"$exists": True}},
+    ),
+    IndexModel(
+        [*_OWNER, ("phase", ASCENDING)],
+        name="to_be_counted",
+        partialFilterExpression={"phase": {"$in": ["checking", "waiting"]}},
+    ),
+]
+"""What a project's jobs are looked for by, and how many of them wait."""
 INDEXES: dict[str, list[IndexModel]] = {
     **{name: _thing_indexes() for name in COLLECTIONS.values()},
     "events": [
@@ -39,15 +59,53 @@ INDEXES: dict[str, list[IndexModel]] = {
             unique=True,
             partialFilterExpression={"terminal": True},
         ),
+        IndexModel(
+            [("thing", ASCENDING), ("seq", DESCENDING)],
+            name="checkpoints",
+            partialFilterExpression={"type": "CheckpointSaved"},
+        ),
+    ],
+    "checkpoint_permissions": [
+        IndexModel([("org", ASCENDING), ("name", ASCENDING), ("project", ASCENDING)], name="by_name", unique=True)
     ],
     "objects": [
         IndexModel([("references", ASCENDING)], name="by_reference"),
         IndexModel([("touched_at", ASCENDING)], name="by_touch"),
+        IndexModel(
+            [("intent_until", ASCENDING)],
+            name="by_intent",
+            partialFilterExpression={"intent_until": {"$type": "date"}},
+        ),
+    ],
+    "uploads": [
+        IndexModel([("status", ASCENDING), ("expires_at", ASCENDING)], name="by_status"),
+        IndexModel([("file_id", ASCENDING)], name="by_file", unique=True),
+        IndexModel([("parts.id", ASCENDING)], name="by_part"),
+        IndexModel([("is_due", ASCENDING)], name="due", partialFilterExpression={"is_due": True}),
+        IndexModel([("forget_at", ASCENDING)], name="ttl", expireAfterSeconds=0),
     ],
     "usage": [IndexModel([("project", ASCENDING), ("from", ASCENDING)], name="by_project")],
-    "api_keys": [IndexModel([("digest", ASCENDING)], name="by_digest", unique=True)],
+    "api_keys": [
+        IndexModel([("digest", ASCENDING)], name="by_digest", unique=True),
+        IndexModel([("org", ASCENDING), ("project", ASCENDING), ("_id", DESCENDING)], name="by_project"),
+    ],
+    "projects": [IndexModel([("org", ASCENDING), ("_id", DESCENDING)], name="by_org")],
+    "users": [
+        IndexModel([("org", ASCENDING), ("_id", DESCENDING)], name="by_org"),
+        IndexModel([("org", ASCENDING), ("email", ASCENDING)], name="by_email", unique=True),
+    ],
+    "project_users": [IndexModel([("org", ASCENDING), ("project", ASCENDING), ("_id", DESCENDING)], name="by_project")],
+    "service_accounts": [
+        IndexModel([("org", ASCENDING), ("project", ASCENDING), ("_id", DESCENDING)], name="by_project")
+    ],
     "leases": [IndexModel([("until", ASCENDING)], name="ttl", expireAfterSeconds=LEFT_BEHIND_S)],
     "presence": [IndexModel([("seen_at", ASCENDING)], name="ttl", expireAfterSeconds=LEFT_BEHIND_S)],
+    "audit_log": [
+        IndexModel([("org", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING)], name="by_org"),
+        IndexModel([("instance", ASCENDING), ("seq", DESCENDING)], name="by_chain", unique=True),
+    ],
+    "responses": [IndexModel([("expires_at", ASCENDING)], name="ttl", expireAfterSeconds=0)],
+    "rate_windows": [IndexModel([("expires_at", ASCENDING)], name="ttl", expireAfterSeconds=0)],
     "idempotency": [IndexModel([("expires_at", ASCENDING)], name="ttl", expireAfterSeconds=0)],
 }
 
@@ -56,12 +114,24 @@ async def migrate(db: Database) -> int:
     """Bring indexes and documents to this version; the installation's incarnation (it rises with a restored backup)."""
     for collection, indexes in INDEXES.items():
         await db[collection].create_indexes(indexes)
+    await db["jobs"].create_indexes(JOB_LISTS)
+    await db["files"].create_index(
+        [("expires_at", ASCENDING)], name="by_expiry", partialFilterExpression={"expires_at": {"$type": "date"}}
+    )
     await db["models"].create_index([("project", ASCENDING), ("name", ASCENDING)], name="by_name", unique=True)
+    await db["models"].create_index([("project", ASCENDING), ("aliases", ASCENDING)], name="by_alias")
+    named = {"model_name": {"$exists": True}}
+    await db["jobs"].create_index(
+        [("project", ASCENDING), ("model_name", ASCENDING)], name="by_model_name", partialFilterExpression=named
+    )
     await db["nodes"].create_index([("role", ASCENDING), ("phase", ASCENDING)], name="by_role")
     await db["orgs"].update_one({"_id": DEFAULT_ORG}, {"$setOnInsert": {"name": "default"}}, upsert=True)
     await db["projects"].update_one(
         {"_id": DEFAULT_PROJECT}, {"$setOnInsert": {"name": "default", "org": DEFAULT_ORG}}, upsert=True
     )
+    for collection in ("orgs", "projects"):
+        undated = {"created_at": None}
+        await db[collection].update_many(undated, [{"$set": {"created_at": "$$NOW"}}])
     await db["meta"].update_one(
         {"_id": "installation"},
         {"$setOnInsert": {"incarnation": 1}, "$max": {"document_version": DOCUMENT_VERSION}},

@@ -24,6 +24,8 @@ from luthier_common.kit.telemetry import tracer
 
 READ_LIMIT_BYTES = 64 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
+MAX_PENDING = 4096
+"""So many pieces wait for a write at most: those of a slow sender are small, and each has its cost in memory."""
 _MAX_KEY_BYTES = 900
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@,:~-]{0,199}")
 # The S3 client costs half a second and 40 MB: it is loaded only by those who name an s3:// address.
@@ -222,19 +224,22 @@ async def write_file(path: Path, chunks: AsyncIterator[bytes], scratch: Path, *,
     FileExistsError when `if_absent` and it is there.
     """
     target, name = _open_scratch(scratch)
-    digest, num_bytes, pending = hashlib.sha256(), 0, bytearray()
+    digest, num_bytes, num_flushed = hashlib.sha256(), 0, 0
+    pending: list[bytes] = []
 
     def flush() -> None:
-        digest.update(pending)
-        target.write(pending)
+        content = b"".join(pending)
         pending.clear()
+        digest.update(content)
+        target.write(content)
 
     try:
         async for chunk in chunks:
-            pending += chunk
+            pending.append(chunk)
             num_bytes += len(chunk)
-            if len(pending) >= CHUNK_BYTES:
+            if num_bytes - num_flushed >= CHUNK_BYTES or len(pending) >= MAX_PENDING:
                 await in_thread(flush)
+                num_flushed = num_bytes
         await in_thread(flush)
         await in_thread(_publish, target, name, path, if_absent)
     finally:

@@ -1,19 +1,21 @@
 """Which engine answers: live ones that serve the base, in an order that keeps a model on the same engine."""
 
+import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from luthier_api.errors import ApiError, ErrorCode, PassedOnError
 from luthier_api.services.models import Served
 from luthier_api.store import PlatformStore
-from luthier_common.kit.generation import EngineAwayError, EngineRefusedError, GenerationClient
+from luthier_common.kit.generation import EngineAwayError, EngineRefusedError, GenerationClient, read_chunks
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
+BROKE_OFF = "The engine broke off; the answer is not complete."
 
 
 def in_order(nodes: dict[str, str], name: str) -> list[str]:
@@ -39,18 +41,38 @@ class Engines:
                 raise _passed_on(error) from error
         raise _no_engine(served)
 
+    async def complete_many(self, served: Served, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All answers, made side by side; the first failure ends the others."""
+        tasks = [asyncio.create_task(self.complete(served, body)) for body in bodies]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def stream(self, served: Served, body: dict[str, Any]) -> AsyncIterator[bytes]:
         """The event stream of the first engine that begins to answer."""
+        stream = _closing(*await self._begin(served, body))
+        await anext(stream)
+        return stream
+
+    async def chunks(self, served: Served, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The pieces of the first engine that begins to answer; EngineAwayError when it breaks off."""
+        asked = {**body, "stream_options": {"include_usage": True}}
+        chunks = _parsed(*await self._begin(served, asked))
+        await anext(chunks)
+        return chunks
+
+    async def _begin(self, served: Served, body: dict[str, Any]) -> tuple[AsyncExitStack, AsyncIterator[bytes]]:
         for address in await self._addresses(served):
             stack = AsyncExitStack()
             try:
-                chunks = await stack.enter_async_context(self._client.stream(address, body))
+                return stack, await stack.enter_async_context(self._client.stream(address, body))
             except EngineAwayError as error:
                 log.info("an engine is passed over: %s", error, extra={"address": address})
-                continue
             except EngineRefusedError as error:
                 raise _passed_on(error) from error
-            return _closing(stack, chunks)
         raise _no_engine(served)
 
     async def _addresses(self, served: Served) -> list[str]:
@@ -58,15 +80,23 @@ class Engines:
 
 
 async def _closing(stack: AsyncExitStack, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """A client that leaves ends the engine's work too."""
+    """A client that leaves ends the engine's work too: even before the first piece, which is empty for that."""
     async with stack:
+        yield b""
         try:
             async for chunk in chunks:
                 yield chunk
         except EngineAwayError as error:
             log.warning("an answer broke off: %s", error)
-            broken = ApiError(ErrorCode.ENGINE_UNAVAILABLE, "The engine broke off; the answer is not complete.")
+            broken = ApiError(ErrorCode.ENGINE_UNAVAILABLE, BROKE_OFF)
             yield f"data: {json.dumps(broken.body())}\n\n".encode()
+
+
+async def _parsed(stack: AsyncExitStack, chunks: AsyncIterator[bytes]) -> AsyncGenerator[dict[str, Any], None]:
+    async with stack:
+        yield {}
+        async for chunk in read_chunks(chunks):
+            yield chunk
 
 
 def _passed_on(error: EngineRefusedError) -> Exception:

@@ -6,13 +6,14 @@ from datetime import timedelta
 
 from luthier_api.domain import Page, clean_filename
 from luthier_api.errors import ApiError, ErrorCode, not_found
+from luthier_api.services.checkpoint_files import find_checkpoint_file
+from luthier_api.services.incoming import Incoming
 from luthier_api.settings import ApiSettings
-from luthier_api.store import RELEASE_DUE, Repository, release_bytes
+from luthier_api.store import END_OF_FILE, Repository, release_bytes
 from luthier_api.upload import Upload
 from luthier_common.contract.events import FileDeleted, FileUploaded
 from luthier_common.contract.ids import FILE_PREFIX, canonical_id, new_id
 from luthier_common.journal.advance import Outcome
-from luthier_common.kit import ledger
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore, Stored
@@ -22,6 +23,8 @@ MIN_EXPIRY_S = 3600
 MAX_EXPIRY_S = 2_592_000
 ANCHOR = "expires_after[anchor]"
 SECONDS = "expires_after[seconds]"
+BODY_MARGIN_S = 600.0
+"""What is left for the store when the last byte of a body came just in time."""
 
 
 class FileService:
@@ -36,49 +39,28 @@ class FileService:
         self._clock = clock
         self._settings = settings
 
-    async def create(self, upload: Upload) -> Doc:
-        """Store the file while it arrives. What is refused leaves nothing behind."""
-        now = self._clock.now()
-        file_id = new_id(FILE_PREFIX, now)
-        principal = self._repository.principal
-        key = f"{principal.org}/{principal.project}/files/{file_id}"
-        is_kept = False
+    async def create(self, upload: Upload, core: str | None = None) -> Doc:
+        """Store the file while it arrives. What is refused leaves nothing behind.
+
+        `core` was reserved for the request: a file that was made with it already is the answer.
+        """
         try:
-            filename, stored = await self._store(upload, key)
-            purpose, expiry_s = read_fields(upload.fields)
-            await ledger.record(
-                self._db,
-                key,
-                sha256=stored.sha256,
-                num_bytes=stored.bytes,
-                org=principal.org,
-                project=principal.project,
-                reference=f"file/{file_id}",
-            )
-            is_kept = True
+            return await self._create(upload, core)
         except ApiError:
             await upload.drain()
             raise
-        finally:
-            if not is_kept:
-                await self._objects.delete(key)
-        fact = FileUploaded(
-            filename=filename, bytes=stored.bytes, sha256=stored.sha256, purpose=purpose, object_key=key
-        )
-        expires_at = now + timedelta(seconds=expiry_s) if expiry_s else None
-        fields = fact.model_dump(mode="json") | {"expires_at": expires_at, "verdict": None}
-        created = await self._repository.create(fact, file_id, fields)
-        assert created.doc is not None
-        return created.doc
 
     async def get(self, file_id: str) -> Doc:
-        file = await self._repository.find_file(canonical_id(file_id))
+        known = canonical_id(file_id)
+        file = await self._repository.find_file(known)
+        file = file or await find_checkpoint_file(self._repository, self._objects, known)
         if file is None:
             raise not_found("File object", file_id)
         return file
 
-    async def list(self, page: Page, purpose: str | None) -> list[Doc]:
-        return await self._repository.list_files(page.after_a(FILE_PREFIX), purpose)
+    async def list(self, page: Page, purpose: str | None, sha256: str | None = None) -> list[Doc]:
+        wanted = {name: value for name, value in (("purpose", purpose), ("sha256", sha256)) if value}
+        return await self._repository.list_files(page.after_a(FILE_PREFIX), wanted)
 
     async def content(self, file_id: str) -> tuple[Doc, AsyncIterator[bytes]]:
         file = await self.get(file_id)
@@ -89,13 +71,37 @@ class FileService:
     async def delete(self, file_id: str) -> str:
         """The file is gone for users at once; its bytes stay while a job refers to them."""
         file = await self.get(file_id)
-        deleted = await self._repository.advance(FileDeleted(), file["_id"], also={RELEASE_DUE: True})
+        deleted = await self._repository.advance(FileDeleted(), file["_id"], also=END_OF_FILE)
         if deleted.outcome is Outcome.ILLEGAL:
             raise not_found("File object", file_id)
         await release_bytes(self._db, file["_id"])
         return str(file["_id"])
 
-    async def _store(self, upload: Upload, key: str) -> tuple[str, Stored]:
+    async def _create(self, upload: Upload, core: str | None) -> Doc:
+        now = self._clock.now()
+        fresh = new_id(FILE_PREFIX, now)
+        file_id = fresh if core is None else f"{FILE_PREFIX}{core}"
+        who, within_s = self._repository.principal, self._settings.upload_timeout_s + BODY_MARGIN_S
+        path, reference = f"files/{fresh}", f"file/{file_id}"
+        async with Incoming(self._db, self._objects, who, path, reference, within_s) as incoming:
+            filename, stored = await self._store(upload, incoming)
+            purpose, expiry_s = read_fields(upload.fields)
+            await incoming.keep(stored)
+        fact = FileUploaded(
+            filename=filename, bytes=stored.bytes, sha256=stored.sha256, purpose=purpose, object_key=stored.key
+        )
+        expires_at = now + timedelta(seconds=expiry_s) if expiry_s else None
+        fields = fact.model_dump(mode="json") | {"expires_at": expires_at, "verdict": None}
+        created = await self._repository.create(fact, file_id, fields)
+        assert created.doc is not None
+        if created.doc["object_key"] != stored.key:
+            await incoming.drop()
+            if (created.doc["sha256"], created.doc["filename"]) != (stored.sha256, filename):
+                code = ErrorCode.IDEMPOTENCY_KEY_REUSED
+                raise ApiError(code, code.sentence, param="Idempotency-Key")
+        return created.doc
+
+    async def _store(self, upload: Upload, incoming: Incoming) -> tuple[str, Stored]:
         found: tuple[str, Stored] | None = None
         async with aclosing(upload.files()) as parts:
             async for part in parts:
@@ -106,8 +112,8 @@ class FileService:
                     message = "Only one file may be uploaded at a time."
                     raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param="file")
                 check_fields(upload.fields)
-                chunks = _limited(part.chunks, self._settings.max_file_bytes)
-                found = clean_filename(part.filename), await self._objects.put(key, chunks)
+                stored = await incoming.put(part.chunks, most=self._settings.max_file_bytes, param="file")
+                found = clean_filename(part.filename), stored
         if found is None:
             raise ApiError(ErrorCode.MISSING_PARAMETER, "Missing required parameter: 'file'.", param="file")
         return found
@@ -118,8 +124,8 @@ def check_fields(fields: Mapping[str, str]) -> None:
     for name in fields:
         if name not in ("purpose", ANCHOR, SECONDS):
             raise ApiError(ErrorCode.UNKNOWN_PARAMETER, f"Unrecognized request argument supplied: {name}", param=name)
-    if (purpose := fields.get("purpose")) is not None and purpose not in PURPOSES:
-        raise ApiError(ErrorCode.INVALID_VALUE, f"purpose must be one of {', '.join(PURPOSES)}.", param="purpose")
+    if (purpose := fields.get("purpose")) is not None:
+        check_purpose(purpose)
 
 
 def read_fields(fields: Mapping[str, str]) -> tuple[str, int | None]:
@@ -129,20 +135,20 @@ def read_fields(fields: Mapping[str, str]) -> tuple[str, int | None]:
         raise ApiError(ErrorCode.MISSING_PARAMETER, "Missing required parameter: 'purpose'.", param="purpose")
     if ANCHOR not in fields and SECONDS not in fields:
         return fields["purpose"], None
-    if fields.get(ANCHOR) != "created_at":
-        raise ApiError(ErrorCode.INVALID_VALUE, "The anchor must be created_at.", param="expires_after.anchor")
     text = fields.get(SECONDS, "")
     seconds = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-    if not MIN_EXPIRY_S <= seconds <= MAX_EXPIRY_S:
-        message = f"The seconds must be {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
-        raise ApiError(ErrorCode.INVALID_VALUE, message, param="expires_after.seconds")
+    check_expiry(fields.get(ANCHOR), seconds)
     return fields["purpose"], seconds
 
 
-async def _limited(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
-    num_bytes = 0
-    async for chunk in chunks:
-        num_bytes += len(chunk)
-        if num_bytes > most:
-            raise ApiError(ErrorCode.TOO_LARGE, f"The file is larger than {most} bytes.", param="file")
-        yield chunk
+def check_purpose(purpose: str) -> None:
+    if purpose not in PURPOSES:
+        raise ApiError(ErrorCode.INVALID_VALUE, f"purpose must be one of {', '.join(PURPOSES)}.", param="purpose")
+
+
+def check_expiry(anchor: str | None, seconds: int | None) -> None:
+    if anchor != "created_at":
+        raise ApiError(ErrorCode.INVALID_VALUE, "The anchor must be created_at.", param="expires_after.anchor")
+    if not MIN_EXPIRY_S <= (seconds or 0) <= MAX_EXPIRY_S:
+        message = f"The seconds must be {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
+        raise ApiError(ErrorCode.INVALID_VALUE, message, param="expires_after.seconds")

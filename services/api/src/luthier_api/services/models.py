@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from luthier_api.domain import View
-from luthier_api.errors import ApiError, ErrorCode
-from luthier_api.store import Repository
-from luthier_api.wire.models import ModelObject, base_object, tuned_object
-from luthier_common.contract.events import ModelDeleted
+from luthier_api.domain import Page, View
+from luthier_api.errors import ApiError, ErrorCode, bad_cursor
+from luthier_api.store import END_OF_FILE, Repository, checkpoints, permissions, release_bytes
+from luthier_api.wire.checkpoints import checkpoint_id, read_called
+from luthier_api.wire.models import ModelObject, base_object, checkpoint_model_object, tuned_object
+from luthier_common.contract.events import FileDeleted, ModelDeleted
 from luthier_common.journal.advance import Outcome
 from luthier_common.kit import ledger
 from luthier_common.kit.bases import find_base
@@ -30,17 +31,39 @@ class ModelService:
         self._db = db
         self.project = repository.principal.project
 
-    async def list(self, view: View) -> list[ModelObject]:
-        """Tuned models first, newest first; then the bases."""
-        tuned = [tuned_object(model, view) for model in await self._repository.list_models()]
-        return tuned + [base_object(base) for base in await self._repository.list_bases()]
+    async def list(self, page: Page, view: View) -> list[ModelObject]:
+        """Tuned models first, newest first; then the bases. One more than the page holds, if there are more."""
+        shown: list[ModelObject] = []
+        base: str | None = None
+        model_id = None if page.after is None else await self._repository.find_model_id(page.after)
+        if page.after is not None and model_id is None:
+            known = await find_base(self._db, page.after)
+            if known is None:
+                raise bad_cursor("a model of this list")
+            base = str(known["_id"])
+        else:
+            tuned = await self._repository.list_models(Page(page.limit, model_id))
+            shown = [tuned_object(model, view) for model in tuned]
+        if (left := page.limit + 1 - len(shown)) > 0:
+            shown += [base_object(found) for found in await self._repository.list_bases(left, base)]
+        return shown
 
     async def get(self, name: str, view: View) -> ModelObject:
         if (model := await self._repository.find_model(name)) is not None:
             return tuned_object(model, view)
         if (base := await find_base(self._db, name)) is not None:
             return base_object(base)
+        if (found := await _find_checkpoint(self._repository, name)) is not None:
+            job, row = found
+            return checkpoint_model_object(name, job, row, view)
+        if (model := await self._repository.find_model_by_alias(name)) is not None:
+            return tuned_object(model, view)
         raise _no_model(name)
+
+    async def check_own(self, name: str) -> None:
+        """ApiError unless this is a tuned model or a checkpoint of this project."""
+        if await self._resolve_in(self._repository, name) is None:
+            raise _no_model(name)
 
     async def delete(self, name: str) -> None:
         """The name stops answering at once; the bytes go when nothing refers to them."""
@@ -52,20 +75,56 @@ class ModelService:
         if model["phase"] != "published":
             headers = {"retry-after": "1"}
             raise ApiError(ErrorCode.UNAVAILABLE, "The model is just being published; try again.", headers=headers)
+        for file in model.get("weights_files") or ():
+            await self._repository.advance(FileDeleted(), file["id"], also=END_OF_FILE)
+            await release_bytes(self._db, file["id"])
         deleted = await self._repository.advance(ModelDeleted(), model["_id"])
         if deleted.outcome is Outcome.ILLEGAL:
             raise _no_model(name)
         await ledger.release(self._db, f"model/{model['_id']}")
+        await permissions.revoke_all(self._repository, name)
 
     async def resolve(self, name: str) -> Served:
-        """What answers under this name."""
-        if (model := await self._repository.find_model(name)) is not None:
-            blob = model["blob"]
-            adapter = {"model_id": model["_id"], "key": blob["key"], "manifest_sha256": blob["manifest_sha256"]}
-            return Served(name, model["base"], adapter)
+        """What answers under this name: of this project, of everybody, or lent by a project of the organisation."""
+        if (served := await self._resolve_in(self._repository, name)) is not None:
+            return served
         if (base := await find_base(self._db, name)) is not None:
             return Served(name, base["_id"], None)
+        lender = await permissions.lender_of(self._repository, name)
+        if lender is not None and (served := await self._resolve_in(lender, name)) is not None:
+            return served
+        if (model := await self._repository.find_model_by_alias(name)) is not None:
+            return _served(name, model["base"], model["_id"], model["blob"])
         raise _no_model(name)
+
+    @staticmethod
+    async def _resolve_in(repository: Repository, name: str) -> Served | None:
+        if (model := await repository.find_model(name)) is not None:
+            return _served(name, model["base"], model["_id"], model["blob"])
+        if (found := await _find_checkpoint(repository, name)) is not None:
+            job, row = found
+            return _served(name, job["spec"]["model"], checkpoint_id(row), row["body"]["data"]["blob"])
+        return None
+
+
+async def _find_checkpoint(repository: Repository, name: str) -> tuple[Doc, Doc] | None:
+    """The job and the fact behind a checkpoint's name; ApiError when its bytes are gone."""
+    if (called := read_called(name)) is None:
+        return None
+    model, generation, step = called
+    job = await checkpoints.find_job_named(repository, model)
+    row = await checkpoints.find_saved(repository, job["_id"], generation=generation, step=step) if job else None
+    if job is None or row is None:
+        return None
+    if not await checkpoints.stored_keys(repository, [row["body"]["data"]["blob"]["key"]]):
+        message = f"The checkpoint '{name[:200]}' has been removed from storage."
+        raise ApiError(ErrorCode.CHECKPOINT_GONE, message, param="model")
+    return job, row
+
+
+def _served(name: str, base: str, adapter_id: str, blob: Doc) -> Served:
+    adapter = {"model_id": adapter_id, "key": blob["key"], "manifest_sha256": blob["manifest_sha256"]}
+    return Served(name, base, adapter)
 
 
 def _no_model(name: str) -> ApiError:

@@ -4,6 +4,8 @@ from luthier_common.kit import ledger
 from luthier_common.kit.mongo import Database, Doc
 
 RELEASE_DUE = "release_due"
+END_OF_FILE: Doc = {RELEASE_DUE: True, "expires_at": None}
+"""What a deletion sets: bytes are to be let go, and there is nothing left that could expire."""
 
 
 class PlatformStore:
@@ -32,7 +34,7 @@ class PlatformStore:
 
     async def find_expired_files(self, most: int) -> list[str]:
         is_over = {"$expr": {"$lt": ["$expires_at", "$$NOW"]}}
-        return await self._ids({"phase": {"$ne": "deleted"}, "expires_at": {"$ne": None}, **is_over}, most)
+        return await self._ids({"phase": {"$ne": "deleted"}, "expires_at": {"$type": "date"}, **is_over}, most)
 
     async def find_unreleased_files(self, most: int) -> list[str]:
         """Deleted files whose bytes a crash kept from being let go."""

@@ -4,7 +4,8 @@ Every query of a `Repository` carries the wall: org and project, and for a reque
 theirs or nobody's. What is foreign is not found.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from luthier_api.domain import Page, Principal
@@ -12,13 +13,12 @@ from luthier_api.wire import files as file_wire
 from luthier_api.wire import jobs as job_wire
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import Fact
-from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import Advanced, advance, create
-from luthier_common.kit.mongo import AFTER, Database, Doc
+from luthier_common.kit.mongo import Database, Doc
 
 FILE_FIELDS = dict.fromkeys(file_wire.FIELDS, 1)
 JOB_FIELDS = dict.fromkeys(job_wire.FIELDS, 1)
-MODEL_FIELDS = dict.fromkeys(("name", "org", "base", "job", "blob", "phase", "created_at"), 1)
+MODEL_FIELDS = dict.fromkeys(("name", "org", "base", "job", "blob", "weights_files", "phase", "created_at"), 1)
 VISIBLE = ("staged", "published")
 
 
@@ -58,79 +58,23 @@ class Repository:
         found = await self.db["files"].find(self._live({"filename": filename}), FILE_FIELDS).sort("_id", -1).to_list(1)
         return found[0] if found else None
 
-    async def list_files(self, page: Page, purpose: str | None) -> list[Doc]:
+    async def list_files(self, page: Page, wanted: Doc) -> list[Doc]:
         """One more than the page holds, if there are more."""
-        query = self._live({"purpose": purpose} if purpose else {})
+        query = self._live(wanted)
         return await self._page("files", query, page, FILE_FIELDS)
 
     # Jobs
 
-    async def find_job(self, job_id: str) -> Doc | None:
-        return await self.db["jobs"].find_one({"_id": job_id, **self.wall}, JOB_FIELDS)
+    async def find_job(self, job_id: str, fields: Mapping[str, int] = JOB_FIELDS) -> Doc | None:
+        return await self.db["jobs"].find_one({"_id": job_id, **self.wall}, fields)
 
-    async def list_jobs(self, page: Page, metadata: Mapping[str, str] | None, *, without_metadata: bool) -> list[Doc]:
-        """One more than the page holds, if there are more."""
-        query: Doc = dict(self.wall)
-        if without_metadata:
-            query["metadata"] = None
-        if metadata:
-            query["$and"] = [{"metadata": {"$elemMatch": {"k": key, "v": value}}} for key, value in metadata.items()]
-        return await self._page("jobs", query, page, JOB_FIELDS)
+    async def list_jobs(self, page: Page, wanted: Doc) -> list[Doc]:
+        """One more than the page holds, if there are more. `wanted` is what `JobFilter.query` has made."""
+        return await self._page("jobs", {**self.wall, **wanted}, page, JOB_FIELDS)
 
     async def count_waiting_jobs(self, most: int) -> int:
         query = {**self.wall, "phase": {"$in": ["checking", "waiting"]}}
         return await self.db["jobs"].count_documents(query, limit=most)
-
-    async def reserve(self, name: str, job_id: str, body_sha256: str, ttl_s: float, *, replace: bool = False) -> Doc:
-        """Tie a name (an Idempotency-Key, or a body) to a job id before the job exists; the tie that holds."""
-        key = f"{self.principal.org}/{self.principal.project}/{name}"
-        tie: Doc = {
-            "job": {"$literal": job_id},
-            "body_sha256": {"$literal": body_sha256},
-            "expires_at": {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": int(ttl_s)}},
-        }
-        is_free = {"$or": [{"$lte": [{"$ifNull": ["$expires_at", None]}, None]}, {"$lt": ["$expires_at", "$$NOW"]}]}
-        change = tie if replace else {field: {"$cond": [is_free, value, f"${field}"]} for field, value in tie.items()}
-        held = await self.db["idempotency"].find_one_and_update(
-            {"_id": key}, [{"$set": change}], upsert=True, return_document=AFTER
-        )
-        assert held is not None
-        return held
-
-    async def find_reserved(self, name: str) -> Doc | None:
-        key = f"{self.principal.org}/{self.principal.project}/{name}"
-        return await self.db["idempotency"].find_one({"_id": key, "$expr": {"$gt": ["$expires_at", "$$NOW"]}})
-
-    # The event list of a job
-
-    async def last_seq(self, job_id: str) -> int:
-        """The last seq before the first gap: what lies behind a gap is not shown before the gap is filled."""
-        mine = {"kind": str(Kind.JOB), "thing": job_id}
-        newest = await self.db["events"].find(mine, {"seq": 1, "_id": 0}).sort("seq", -1).to_list(1)
-        if not newest:
-            return 0
-        last = int(newest[0]["seq"])
-        # Up to `last` only: a row that arrives meanwhile must not make up for a missing one.
-        if await self.db["events"].count_documents(mine | {"seq": {"$lte": last}}) == last:
-            return last
-        expected = 0
-        async for row in self.db["events"].find(mine, {"seq": 1, "_id": 0}).sort("seq", 1):
-            if row["seq"] != expected + 1:
-                break
-            expected = row["seq"]
-        return expected
-
-    def event_rows(
-        self, job_id: str, *, up_to_seq: int, fact: str | None = None, ascending_from: int | None = None
-    ) -> AsyncIterator[Doc]:
-        """Rows of a job that the caller has found, newest first; with `ascending_from`, oldest first from there."""
-        seqs: Doc = {"$lte": up_to_seq} | ({} if ascending_from is None else {"$gte": ascending_from})
-        wall = {"org": self.principal.org, "project": self.principal.project}
-        query: Doc = {"kind": str(Kind.JOB), "thing": job_id, "seq": seqs, **wall}
-        if fact:
-            query["type"] = fact
-        rows = self.db["events"].find(query, {"type": 1, "thing": 1, "seq": 1, "at": 1, "body": 1})
-        return rows.sort("seq", -1 if ascending_from is None else 1).batch_size(120)
 
     # Models
 
@@ -139,12 +83,33 @@ class Repository:
         model = await self.db["models"].find_one(self._visible({"name": name}), MODEL_FIELDS)
         return model if model and await self._succeeded([model]) else None
 
-    async def list_models(self) -> list[Doc]:
-        models = await self.db["models"].find(self._visible({}), MODEL_FIELDS).sort("_id", -1).to_list(None)
-        return await self._succeeded(models)
+    async def find_model_by_alias(self, alias: str) -> Doc | None:
+        """The newest model that is also called so, of those that can be seen."""
+        models = self.db["models"].find(self._visible({"aliases": alias}), MODEL_FIELDS).sort("created_at", -1)
+        async for model in models:
+            if seen := await self._succeeded([model]):
+                return seen[0]
+        return None
 
-    async def list_bases(self) -> list[Doc]:
-        return await self.db["bases"].find({}).sort("_id", 1).to_list(None)
+    async def list_models(self, page: Page) -> list[Doc]:
+        """Tuned models after an id; one more than the page holds, if there are more."""
+        found: list[Doc] = []
+        while True:
+            rows = await self._page("models", self._visible({}), page, MODEL_FIELDS)
+            found += await self._succeeded(rows)
+            if len(rows) <= page.limit or len(found) > page.limit:
+                return found[: page.limit + 1]
+            page = replace(page, after=rows[-1]["_id"])
+
+    async def find_model_id(self, name: str) -> str | None:
+        """The id behind a name, of a deleted model too: a cursor outlives what it names."""
+        model = await self.db["models"].find_one({"name": name, **self.wall}, {"_id": 1})
+        return None if model is None else str(model["_id"])
+
+    async def list_bases(self, most: int = 0, after: str | None = None) -> list[Doc]:
+        """The bases by name; all of them, unless a number is given."""
+        query = {} if after is None else {"_id": {"$gt": after}}
+        return await self.db["bases"].find(query).sort("_id", 1).limit(most).to_list(most or None)
 
     def _visible(self, query: Doc) -> Doc:
         return {**query, **self.wall, "phase": {"$in": list(VISIBLE)}}

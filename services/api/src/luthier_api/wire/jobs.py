@@ -18,7 +18,9 @@ FIELDS = (
     "resolved",
     "metadata",
     "staged",
+    "model_name",
     "fine_tuned_model",
+    "weights_files",
     "trained_tokens",
     "last_step",
     "total_steps",
@@ -82,7 +84,6 @@ class JobObject(TypedDict):
 def job_object(job: Doc, view: View) -> JobObject:
     spec = job["spec"]
     hyperparameters = _hyperparameters(job)
-    staged = job.get("staged") or {}
     return {
         "id": view.id(job["_id"]),
         "object": "fine_tuning.job",
@@ -96,7 +97,7 @@ def job_object(job: Doc, view: View) -> JobObject:
         "method": {"type": spec["method"], spec["method"]: {"hyperparameters": hyperparameters}},
         "training_file": view.id(spec["training_file"]),
         "validation_file": view.id(spec["validation_file"]) if spec.get("validation_file") else None,
-        "result_files": [view.id(staged["result_file_id"])] if staged.get("result_file_id") else [],
+        "result_files": [view.id(file_id) for file_id in _result_files(job)],
         "trained_tokens": job.get("trained_tokens"),
         "error": _error(job),
         "seed": spec["seed"],
@@ -108,7 +109,7 @@ def job_object(job: Doc, view: View) -> JobObject:
         "total_steps": job.get("total_steps"),
         "x_state": job["phase"],
         "x_attempt": job["attempt"],
-        "x_queue": _queue(job),
+        "x_queue": queued_object(job),
     }
 
 
@@ -118,11 +119,21 @@ def metadata_object(job: Doc) -> dict[str, str] | None:
     return None if pairs is None else {pair["k"]: pair["v"] for pair in pairs}
 
 
+def _result_files(job: Doc) -> list[str]:
+    """The metrics first, since scripts take the first one; then the weights."""
+    metrics = (job.get("staged") or {}).get("result_file_id")
+    return [*([metrics] if metrics else []), *(job.get("weights_files") or ())]
+
+
 def _hyperparameters(job: Doc) -> dict[str, Any]:
-    resolved = job.get("resolved")
-    if resolved:
-        return {name: value for name, value in resolved.items() if name not in _NOT_CHOSEN}
+    if resolved := job.get("resolved"):
+        return shown_hyperparameters(resolved)
     return {name: value for name, value in job["spec"]["hyperparameters"].items() if value is not None}
+
+
+def shown_hyperparameters(resolved: Doc) -> dict[str, Any]:
+    """The numbers of a run, as they replace `auto`."""
+    return {name: value for name, value in resolved.items() if name not in _NOT_CHOSEN}
 
 
 def _error(job: Doc) -> JobError | None:
@@ -141,7 +152,7 @@ def _error(job: Doc) -> JobError | None:
     return shown
 
 
-def _queue(job: Doc) -> Queued | None:
+def queued_object(job: Doc) -> Queued | None:
     """Why the job waits and where; null when it does not wait."""
     queue = job.get("queue")
     if job["phase"] != "waiting" or not queue:

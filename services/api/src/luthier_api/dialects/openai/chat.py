@@ -1,7 +1,8 @@
 """`/v1/chat/completions`."""
 
-import asyncio
-from collections.abc import Coroutine
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from litestar import Controller, post
@@ -9,24 +10,26 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 from litestar.response import Stream
 
+from luthier_api.answers import event_stream, while_connected
 from luthier_api.deps import AnyRequest
 from luthier_api.domain import Scope
 from luthier_api.errors import ApiError, ErrorCode
-from luthier_api.services.engines import Engines
+from luthier_api.services.engines import BROKE_OFF, Engines
 from luthier_api.services.models import ModelService, Served
 from luthier_api.settings import MIB
-from luthier_api.wire.lists import Wire
+from luthier_api.wire.chat import ChatCompletion, chat_completion
+from luthier_common.kit.generation import EngineAwayError
 
 MAX_BODY_BYTES = 8 * MIB
 PASSED_ON = frozenset(
     {
         *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature"),
-        *("top_p", "frequency_penalty", "presence_penalty", "seed", "stop"),
+        *("top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "n"),
     }
 )
-"""Parameters that an engine honours or refuses."""
+"""Parameters that are honoured, or refused with a value that cannot be."""
+MAX_CHOICES = 8
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "logit_bias": ({},),
@@ -40,6 +43,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
+    "reasoning_effort": ("none",),
+    **dict.fromkeys(("audio", "moderation", "prediction", "web_search_options"), ()),
+    **dict.fromkeys(("prompt_cache_options", "prompt_cache_retention"), ()),
 }
 """Parameters that are not honoured, with the values that ask for nothing."""
 LABELS = frozenset({"user", "safety_identifier", "prompt_cache_key"})
@@ -63,33 +70,48 @@ class ChatController(Controller):
         data: JSONBody[dict[str, Any]],
         models: NamedDependency[ModelService],
         engines: NamedDependency[Engines],
-    ) -> Wire | Stream:
+    ) -> ChatCompletion | Stream:
         asked = read_chat(data)
         served = await models.resolve(asked["model"])
         body = engine_body(asked, served, models.project)
         if asked.get("stream"):
-            chunks = await engines.stream(served, body)
-            return Stream(chunks, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        return await _while_connected(request, engines.complete(served, body))
+            chunks = await while_connected(request, engines.stream(served, body))
+            return event_stream(chunks)
+        answers = engines.complete_many(served, one_each(body))
+        return chat_completion(await while_connected(request, answers))
+
+    @post(
+        "/stream",
+        operation="stream_chat_completion",
+        summary="Let a model answer in named events: message, then done or error",
+        scope=Scope.INFERENCE,
+        status_code=200,
+        media_type="text/event-stream",
+        request_max_body_size=MAX_BODY_BYTES,
+    )
+    async def stream(
+        self,
+        request: AnyRequest,
+        data: JSONBody[dict[str, Any]],
+        models: NamedDependency[ModelService],
+        engines: NamedDependency[Engines],
+    ) -> Stream:
+        asked = read_chat({**data, "stream": True})
+        served = await models.resolve(asked["model"])
+        chunks = engines.chunks(served, engine_body(asked, served, models.project))
+        return event_stream(_named_events(await while_connected(request, chunks)))
 
 
-async def _while_connected(request: AnyRequest, work: Coroutine[Any, Any, Wire]) -> Wire:
-    """The result of `work`; a client that leaves ends the engine's work too."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_wait_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(ErrorCode.INVALID_REQUEST, "The client hung up.")
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.wait({task, gone})
-
-
-async def _wait_gone(request: AnyRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _named_events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[bytes]:
+    """The events that the MKA1 client expects; its last chunk always counts the tokens."""
+    async with aclosing(chunks):
+        try:
+            async for chunk in chunks:
+                told = {name: value for name, value in chunk.items() if value is not None}
+                yield f"event: message\ndata: {json.dumps(told)}\n\n".encode()
+            yield b"event: done\ndata: [DONE]\n\n"
+        except EngineAwayError:
+            yield f"event: error\ndata: {BROKE_OFF}\n\n".encode()
 
 
 def read_chat(data: dict[str, Any]) -> dict[str, Any]:
@@ -111,9 +133,30 @@ def read_chat(data: dict[str, Any]) -> dict[str, Any]:
             raise ApiError(ErrorCode.MISSING_PARAMETER, f"Missing required parameter: '{name}'.", param=name)
         if not isinstance(kept[name], kind):
             raise ApiError(ErrorCode.INVALID_VALUE, f"{name} has the wrong type.", param=name)
-    if not isinstance(kept.get("stream", False), bool):
-        raise ApiError(ErrorCode.INVALID_VALUE, "stream must be true or false.", param="stream")
+    _check_stream(kept)
     return kept
+
+
+def _check_stream(kept: dict[str, Any]) -> None:
+    streamed, n = kept.get("stream", False), kept.get("n", 1)
+    if not isinstance(streamed, bool):
+        raise ApiError(ErrorCode.INVALID_VALUE, "stream must be true or false.", param="stream")
+    if "stream_options" in kept and not streamed:
+        message = "stream_options is only allowed with stream."
+        raise ApiError(ErrorCode.INVALID_VALUE, message, param="stream_options")
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOICES:
+        raise ApiError(ErrorCode.INVALID_VALUE, f"n must be a whole number from 1 to {MAX_CHOICES}.", param="n")
+    if streamed and n > 1:
+        raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, "A streamed answer has one choice: leave n out.", param="n")
+
+
+def one_each(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """A body for every choice; with a seed each choice has its own, so that the same request gives the same choices."""
+    body = {name: value for name, value in asked.items() if name != "n"}
+    num_choices, seed = asked.get("n", 1), asked.get("seed")
+    if not isinstance(seed, int):
+        return [body] * num_choices
+    return [{**body, "seed": seed + index} for index in range(num_choices)]
 
 
 def engine_body(asked: dict[str, Any], served: Served, project: str) -> dict[str, Any]:

@@ -1,145 +1,98 @@
 """What `POST /v1/fine_tuning/jobs` may say, with the tolerances for Nebius and kluster, and what it means. Pure."""
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, StrictStr
+from pydantic import Field, StrictStr
 
+from luthier_api.dialects.openai.fields import Metadata, Seed, Strict
+from luthier_api.dialects.openai.graders import known_grader
+from luthier_api.dialects.openai.methods import (
+    HyperparametersIn,
+    IntegrationIn,
+    Integrations,
+    MethodIn,
+    MethodName,
+    names_of,
+    places_of,
+)
 from luthier_api.domain import is_suffix
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.jobs import WantedJob
+from luthier_common.contract.ids import canonical_id
 from luthier_common.contract.spec import Hyperparameters
-
-MAX_WHOLE = 2**53
-"""Larger whole numbers are not exact in every client, and beyond 64 bits no database takes them."""
-MAX_METADATA = 16
-MAX_METADATA_KEY = 64
-MAX_METADATA_VALUE = 512
-_HUGE = 1e300
-
-
-def _number(
-    low: float, high: float = math.inf, *, whole: bool = False, auto: bool = False, above: bool = False
-) -> Callable[[Any], Any]:
-    """A check of a JSON number in a range; null means: not given. `above` excludes the lower end."""
-    high = min(high, MAX_WHOLE) if whole else high
-    words = [
-        *(["'auto' or"] if auto else []),
-        "a whole number" if whole else "a number",
-        f"{'above' if above else 'from'} {low:g}",
-        *([f"to {high:g}"] if high < math.inf else []),
-    ]
-
-    def check(value: Any) -> Any:
-        if value is None or (auto and value == "auto"):
-            return value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
-        if not is_number or (whole and value != int(value)) or not low <= value <= high or (above and value == low):
-            raise ValueError(f"must be {' '.join(words)}")
-        return int(value) if whole else float(value)
-
-    return check
-
-
-def _metadata(value: Any) -> dict[str, str] | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict) or len(value) > MAX_METADATA:
-        raise ValueError(f"must be an object with at most {MAX_METADATA} pairs")
-    for key, text in value.items():
-        if not isinstance(key, str) or len(key) > MAX_METADATA_KEY:
-            raise ValueError(f"keys must have at most {MAX_METADATA_KEY} characters")
-        if not isinstance(text, str) or len(text) > MAX_METADATA_VALUE:
-            raise ValueError(f"values must be strings of at most {MAX_METADATA_VALUE} characters")
-    return value
-
-
-class Strict(BaseModel):
-    """A request: unknown fields are refused, and errors never repeat what was sent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-AutoInt = int | Literal["auto"] | None
-AutoFloat = float | Literal["auto"] | None
-Share = Annotated[float | None, PlainValidator(_number(0, 1))]
-
-
-class HyperparametersIn(Strict):
-    """Hyperparameters of a supervised job; null means: not given."""
-
-    n_epochs: Annotated[AutoInt, PlainValidator(_number(1, 50, whole=True, auto=True))] = None
-    batch_size: Annotated[AutoInt, PlainValidator(_number(1, 256, whole=True, auto=True))] = None
-    learning_rate_multiplier: Annotated[AutoFloat, PlainValidator(_number(0, auto=True, above=True))] = None
-    learning_rate: Annotated[float | None, PlainValidator(_number(0, above=True))] = None
-    warmup_ratio: Share = None
-    warmup_steps: Annotated[int | None, PlainValidator(_number(0, whole=True))] = None
-    weight_decay: Annotated[float | None, PlainValidator(_number(0))] = None
-    max_grad_norm: Annotated[float | None, PlainValidator(_number(0))] = None
-    lora: StrictBool | None = None
-    lora_r: Annotated[int | None, PlainValidator(_number(1, 128, whole=True))] = None
-    lora_alpha: Annotated[int | None, PlainValidator(_number(1, whole=True))] = None
-    lora_dropout: Share = None
-    context_length: Annotated[int | None, PlainValidator(_number(2, whole=True))] = None
-    packing: StrictBool | None = None
-
-
-class SupervisedIn(HyperparametersIn):
-    """`method.supervised`: nested hyperparameters as OpenAI has them, or flat as kluster sends them."""
-
-    hyperparameters: HyperparametersIn | None = None
-
-
-class MethodIn(Strict):
-    type: Literal["supervised", "dpo", "reinforcement"]
-    supervised: SupervisedIn | None = None
-    dpo: dict[str, Any] | None = None
-    reinforcement: dict[str, Any] | None = None
 
 
 class CreateJob(Strict):
-    """The body of a create."""
+    """The body of a create. Fields that say `Extension` are ours; OpenAI's clients send them by `extra_body`."""
 
-    model: StrictStr
-    training_file: StrictStr
-    validation_file: StrictStr | None = None
-    suffix: StrictStr | None = None
-    nickname: StrictStr | None = Field(None, description="kluster's word for suffix")
-    seed: Annotated[int | None, PlainValidator(_number(-MAX_WHOLE, whole=True))] = None
-    metadata: Annotated[dict[str, str] | None, PlainValidator(_metadata)] = None
-    method: MethodIn | None = None
-    hyperparameters: HyperparametersIn | None = Field(None, description="as method.supervised.hyperparameters")
-    integrations: list[dict[str, Any]] | None = None
+    model: StrictStr = Field(description="The base model, by its name or an alias.", examples=["SmolLM2-135M-Instruct"])
+    training_file: StrictStr = Field(
+        description="The id of an uploaded file, with `-` or `_`; else the exact name of one, then the newest is taken."
+    )
+    validation_file: StrictStr | None = Field(None, description="As training_file, and not the same file.")
+    suffix: StrictStr | None = Field(
+        None, description="1 to 64 of A-Z a-z 0-9 . _ - that the model's name will hold.", examples=["support-bot"]
+    )
+    nickname: StrictStr | None = Field(None, description="kluster's word for suffix.")
+    seed: Seed = Field(None, description="Any whole number within 2^53 of zero; chosen if not given.", examples=[42])
+    metadata: Metadata = Field(
+        None, description="At most 16 pairs; keys of at most 64, values of at most 512 characters."
+    )
+    method: MethodIn | None = Field(
+        None, examples=[{"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}]
+    )
+    hyperparameters: HyperparametersIn | None = Field(
+        None, description="As method.supervised.hyperparameters; where both stand they must agree."
+    )
+    integrations: Integrations | None = Field(None, description="Checked, then refused: none can be reached yet.")
+    model_selection: Literal["last", "best"] | None = Field(
+        None, description="Extension: which checkpoint becomes the model. `last`, as when not given; `best` is refused."
+    )
 
 
 def wanted_job(data: CreateJob) -> WantedJob:
     """What the request asks for; raises ApiError for what cannot be honoured."""
-    _refuse_unsupported(data)
+    suffix = _suffix(data)
+    _check_files(data)
+    _refuse_integrations(data)
+    if data.model_selection == "best":
+        message = "The selection of the best checkpoint is not supported; the last one becomes the model."
+        raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="model_selection")
     return WantedJob(
         model=data.model,
         training_file=data.training_file,
         validation_file=data.validation_file,
-        suffix=_suffix(data),
+        suffix=suffix,
         seed=data.seed,
         metadata=data.metadata,
         hyperparameters=_hyperparameters(data),
     )
 
 
-def _refuse_unsupported(data: CreateJob) -> None:
+def _check_files(data: CreateJob) -> None:
+    if data.validation_file is not None and canonical_id(data.validation_file) == canonical_id(data.training_file):
+        message = "The validation file must be another one than the training file."
+        raise ApiError(ErrorCode.INVALID_VALUE, message, param="validation_file")
+
+
+def _refuse_integrations(data: CreateJob) -> None:
+    for number, integration in enumerate(data.integrations or ()):
+        _check_integration(f"integrations[{number}]", integration)
     if data.integrations:
-        raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, "Integrations are not supported.", param="integrations")
-    method = data.method
-    if method is None:
-        return
-    if method.type != "supervised":
-        message = f"The method {method.type} is not supported; use supervised."
-        raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="method")
-    for name in ("dpo", "reinforcement"):
-        if getattr(method, name) is not None:
-            message = f"method.{name} cannot be used with the method supervised."
-            raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=f"method.{name}")
+        message = f"The integration {data.integrations[0].type} is not supported."
+        raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="integrations")
+
+
+def _check_integration(place: str, integration: IntegrationIn) -> None:
+    for name in ("wandb", "hf"):
+        is_given, is_wanted = getattr(integration, name) is not None, integration.type == name
+        if is_wanted and not is_given:
+            message = f"Missing required parameter: '{place}.{name}'."
+            raise ApiError(ErrorCode.MISSING_PARAMETER, message, param=f"{place}.{name}")
+        if is_given and not is_wanted:
+            message = f"{place}.{name} cannot be used with the type {integration.type}."
+            raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=f"{place}.{name}")
 
 
 def _suffix(data: CreateJob) -> str | None:
@@ -155,27 +108,53 @@ def _suffix(data: CreateJob) -> str | None:
 
 
 def _hyperparameters(data: CreateJob) -> Hyperparameters:
-    """Top level, nested and flat together: the same name with two values is a conflict."""
-    supervised = data.method.supervised if data.method else None
-    flat = supervised.model_dump(exclude={"hyperparameters"}) if supervised else {}
-    nested = supervised.hyperparameters.model_dump() if supervised and supervised.hyperparameters else {}
-    top = data.hyperparameters.model_dump() if data.hyperparameters else {}
-    merged: dict[str, Any] = {}
-    for place, values in (
-        ("hyperparameters", top),
-        ("method.supervised.hyperparameters", nested),
-        ("method.supervised", flat),
-    ):
-        for name, value in values.items():
-            if value is not None and merged.setdefault(name, value) != value:
-                message = f"{place}.{name} differs from the same hyperparameter given elsewhere."
-                raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=f"{place}.{name}")
+    method = data.method.type if data.method else "supervised"
+    _refuse_other_payloads(data.method)
+    merged = _merged(data, method)
     _refuse_both(merged, "learning_rate", "learning_rate_multiplier")
     _refuse_both(merged, "warmup_ratio", "warmup_steps")
     if merged.get("lora") is False:
         message = "Full fine-tuning is not supported: no engine serves its models yet. Leave lora out, or true."
         raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="hyperparameters.lora")
+    if method == "reinforcement":
+        _check_reinforcement(data)
+    if method != "supervised":
+        message = f"The method {method} is not supported yet; use supervised."
+        raise ApiError(ErrorCode.UNSUPPORTED_METHOD, message, param="method")
     return Hyperparameters(**merged)
+
+
+def _refuse_other_payloads(method: MethodIn | None) -> None:
+    for name in ("supervised", "dpo", "reinforcement"):
+        if method is not None and name != method.type and getattr(method, name) is not None:
+            message = f"method.{name} cannot be used with the method {method.type}."
+            raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=f"method.{name}")
+
+
+def _merged(data: CreateJob, method: MethodName) -> dict[str, Any]:
+    """Top level, nested and flat together: the same name with two values is a conflict."""
+    merged: dict[str, Any] = {}
+    for place, values in places_of(data.method, data.hyperparameters):
+        for name, value in values.items():
+            if name not in names_of(method):
+                message = f"{place}.{name} is no hyperparameter of the method {method}."
+                raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=f"{place}.{name}")
+            if merged.setdefault(name, value) != value:
+                message = f"{place}.{name} differs from the same hyperparameter given elsewhere."
+                raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=f"{place}.{name}")
+    return merged
+
+
+def _check_reinforcement(data: CreateJob) -> None:
+    """A job of this method needs a grader that can be read, and rows to be judged by."""
+    assert data.method is not None
+    if data.method.reinforcement is None:
+        message = "Missing required parameter: 'method.reinforcement'."
+        raise ApiError(ErrorCode.MISSING_PARAMETER, message, param="method.reinforcement")
+    if data.validation_file is None:
+        message = "The method reinforcement needs a validation file."
+        raise ApiError(ErrorCode.MISSING_PARAMETER, message, param="validation_file")
+    known_grader(data.method.reinforcement.grader, "method.reinforcement.grader")
 
 
 def _refuse_both(values: Mapping[str, Any], first: str, second: str) -> None:

@@ -8,7 +8,6 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
-from luthier_api.deps import AnyRequest
 from luthier_api.domain import Page, Scope, View
 from luthier_api.services.files import FileService
 from luthier_api.upload import Upload
@@ -30,10 +29,13 @@ class FilesController(Controller):
         request_max_body_size=None,
     )
     async def create(
-        self, request: AnyRequest, files: NamedDependency[FileService], view: NamedDependency[View]
+        self,
+        form: NamedDependency[Upload],
+        files: NamedDependency[FileService],
+        view: NamedDependency[View],
+        core: NamedDependency[str | None],
     ) -> FileObject:
-        upload = Upload(request.headers.get("content-type", ""), request.stream())
-        return file_object(await files.create(upload), view)
+        return file_object(await files.create(form, core), view)
 
     @get(operation="list_files", summary="List files", scope=Scope.FILES_READ)
     async def list(
@@ -41,11 +43,12 @@ class FilesController(Controller):
         files: NamedDependency[FileService],
         view: NamedDependency[View],
         purpose: FromQuery[str | None] = None,
+        sha256: FromQuery[str | None] = None,
         after: FromQuery[str | None] = None,
-        order: FromQuery[Literal["asc", "desc"]] = "desc",
+        order: FromQuery[Literal["asc", "desc", "ascending", "descending"]] = "desc",
         limit: Annotated[int, QueryParameter(ge=1, le=MAX_FILES)] = MAX_FILES,
     ) -> ListObject[FileObject]:
-        found = await files.list(Page(limit, after, ascending=order == "asc"), purpose)
+        found = await files.list(Page(limit, after, ascending=order.startswith("asc")), purpose, sha256)
         return list_object([file_object(file, view) for file in found[:limit]], has_more=len(found) > limit)
 
     @get("/{file_id:str}", operation="retrieve_file", summary="Look at a file", scope=Scope.FILES_READ)
@@ -59,16 +62,17 @@ class FilesController(Controller):
         operation="download_file",
         summary="Read a file's bytes",
         scope=Scope.FILES_READ,
-        media_type="application/octet-stream",
     )
-    async def content(self, file_id: FromPath[str], files: NamedDependency[FileService]) -> Stream:
+    async def content(
+        self, file_id: FromPath[str], files: NamedDependency[FileService], view: NamedDependency[View]
+    ) -> Stream:
         file, chunks = await files.content(file_id)
         headers = {
             "content-length": str(file["bytes"]),
             "content-disposition": f"attachment; filename*=UTF-8''{quote(file['filename'], safe='')}",
             "x-content-type-options": "nosniff",
         }
-        return Stream(chunks, headers=headers, media_type="application/octet-stream")
+        return Stream(chunks, headers=headers, media_type=view.media_type(file["filename"]))
 
     @delete(
         "/{file_id:str}", operation="delete_file", summary="Delete a file", scope=Scope.FILES_WRITE, status_code=200

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from litestar import Controller, get, post
 from litestar.di import NamedDependency
@@ -10,35 +10,44 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from luthier_api.deps import AnyRequest
 from luthier_api.dialects.openai.create import CreateJob, wanted_job
-from luthier_api.domain import Page, Scope, View
-from luthier_api.errors import ApiError, ErrorCode
+from luthier_api.domain import ASCENDING, Order, Page, Scope, View
+from luthier_api.services.creation import JobCreation, Sent
 from luthier_api.services.events import EventService
-from luthier_api.services.jobs import JobService, Sent
+from luthier_api.services.jobs import JobService
+from luthier_api.store.filters import JobFilter
 from luthier_api.wire.checkpoints import CheckpointObject
 from luthier_api.wire.events import EventObject
 from luthier_api.wire.jobs import JobObject, job_object
 from luthier_api.wire.lists import ListObject, list_object
 
 MAX_PAGE = 100
-MAX_KEY = 255
 _METADATA = re.compile(r"metadata\[(.+)\]")
+MAX_UNIX_TIME = 4_102_444_800
 Limit20 = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
+UnixTime = Annotated[int | None, QueryParameter(ge=0, le=MAX_UNIX_TIME)]
+Search = Annotated[str | None, QueryParameter(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 class JobsController(Controller):
     path = "/fine_tuning/jobs"
     tags = ("Fine-tuning",)
 
-    @post(operation="create_fine_tuning_job", summary="Create a job", scope=Scope.JOBS_WRITE, status_code=200)
+    @post(
+        operation="create_fine_tuning_job",
+        summary="Create a job",
+        scope=Scope.JOBS_WRITE,
+        status_code=200,
+        repeat=True,
+    )
     async def create(
         self,
-        request: AnyRequest,
         data: JSONBody[CreateJob],
-        jobs: NamedDependency[JobService],
+        creation: NamedDependency[JobCreation],
+        sent: NamedDependency[Sent],
         view: NamedDependency[View],
     ) -> JobObject:
-        sent = Sent(await request.body(), _idempotency_key(request), is_retry(request))
-        return job_object(await jobs.create(wanted_job(data), sent), view)
+        return job_object(await creation.create(wanted_job(data), sent), view)
 
     @get(
         operation="list_fine_tuning_jobs",
@@ -53,9 +62,17 @@ class JobsController(Controller):
         view: NamedDependency[View],
         after: FromQuery[str | None] = None,
         limit: Limit20 = 20,
+        status: FromQuery[JobStatus | None] = None,
+        model: FromQuery[str | None] = None,
+        created_after: UnixTime = None,
+        created_before: UnixTime = None,
+        search: Search = None,
     ) -> ListObject[JobObject]:
         metadata, without = read_metadata_filter(request.query_params.dict())
-        found = await jobs.list(Page(limit, after), metadata, without_metadata=without)
+        wanted = JobFilter(
+            view.statuses(status) if status else (), model, created_after, created_before, search, metadata, without
+        )
+        found = await jobs.list(Page(limit, after), wanted)
         return list_object([job_object(job, view) for job in found[:limit]], has_more=len(found) > limit)
 
     @get("/{job_id:str}", operation="retrieve_fine_tuning_job", summary="Look at a job", scope=Scope.JOBS_READ)
@@ -113,8 +130,10 @@ class JobsController(Controller):
         job_events: NamedDependency[EventService],
         after: FromQuery[str | None] = None,
         limit: Limit20 = 20,
+        order: FromQuery[Order] = "desc",
     ) -> ListObject[EventObject]:
-        return await job_events.list_events(await jobs.get(job_id), Page(limit, after))
+        page = Page(limit, after, ascending=order in ASCENDING)
+        return await job_events.list_events(await jobs.find_id(job_id), page)
 
     @get(
         "/{job_id:str}/checkpoints",
@@ -130,8 +149,10 @@ class JobsController(Controller):
         view: NamedDependency[View],
         after: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 10,
+        order: FromQuery[Order] = "desc",
     ) -> ListObject[CheckpointObject]:
-        return await job_events.list_checkpoints(await jobs.get(job_id), Page(limit, after), view)
+        page = Page(limit, after, ascending=order in ASCENDING)
+        return await job_events.list_checkpoints(await jobs.get(job_id), page, view)
 
 
 def is_retry(request: AnyRequest) -> bool:
@@ -147,11 +168,3 @@ def read_metadata_filter(query: Mapping[str, object]) -> tuple[dict[str, str], b
             pairs[match[1]] = str(values[-1] if isinstance(values, list) else values)
     plain = query.get("metadata")
     return pairs, (plain[-1] if isinstance(plain, list) and plain else plain) == "null"
-
-
-def _idempotency_key(request: AnyRequest) -> str | None:
-    key = request.headers.get("idempotency-key") or None
-    if key is not None and len(key) > MAX_KEY:
-        message = f"An Idempotency-Key has at most {MAX_KEY} characters."
-        raise ApiError(ErrorCode.INVALID_VALUE, message, param="Idempotency-Key")
-    return key

@@ -1,13 +1,17 @@
 """`/v1/models`. A name may hold `/` and `:`; it is one opaque key."""
 
-from litestar import Controller, delete, get
-from litestar.di import NamedDependency
-from litestar.params import FromPath
+from typing import Annotated
 
-from luthier_api.domain import Scope, View
+from litestar import Controller, delete, get, head
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+
+from luthier_api.domain import Page, Scope, View
 from luthier_api.services.models import ModelService
 from luthier_api.wire.lists import DeletedObject, ListObject, list_object
-from luthier_api.wire.models import ModelObject
+from luthier_api.wire.models import ModelObject, dressed
+
+MAX_MODELS = 10_000
 
 
 class ModelsController(Controller):
@@ -15,14 +19,34 @@ class ModelsController(Controller):
     tags = ("Models",)
 
     @get(operation="list_models", summary="List models", scope=Scope.MODELS_READ)
-    async def list(self, models: NamedDependency[ModelService], view: NamedDependency[View]) -> ListObject[ModelObject]:
-        return list_object(await models.list(view), has_more=False)
+    async def list(
+        self,
+        models: NamedDependency[ModelService],
+        view: NamedDependency[View],
+        after: FromQuery[str | None] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=MAX_MODELS)] = MAX_MODELS,
+    ) -> ListObject[ModelObject]:
+        """Tuned models first, newest first; then the bases. Clients read one page, so one page holds very many."""
+        found = await models.list(Page(limit, after), view)
+        return list_object([dressed(model, view) for model in found[:limit]], has_more=len(found) > limit)
 
     @get("/{model:path}", operation="retrieve_model", summary="Look at a model", scope=Scope.MODELS_READ)
     async def retrieve(
         self, model: FromPath[str], models: NamedDependency[ModelService], view: NamedDependency[View]
     ) -> ModelObject:
-        return await models.get(model.removeprefix("/"), view)
+        return dressed(await models.get(model.removeprefix("/"), view), view)
+
+    @head(
+        "/{model:path}",
+        operation="probe_model",
+        summary="Whether a model is there",
+        scope=Scope.MODELS_READ,
+        include_in_schema=False,
+    )
+    async def probe(
+        self, model: FromPath[str], models: NamedDependency[ModelService], view: NamedDependency[View]
+    ) -> None:
+        await models.get(model.removeprefix("/"), view)
 
     @delete(
         "/{model:path}",

@@ -1,0 +1,169 @@
+"""`luthier jobs`."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJobEvent
+
+from luthier_cli.connection import UsageError
+from luthier_cli.output import shown
+from luthier_cli.session import Session, Verbs, pass_session
+
+COLUMNS = ("id", "status", "model", "fine_tuned_model", "created_at", "trained_tokens")
+FIELDS = (
+    *("id", "status", "model", "fine_tuned_model", "created_at", "estimated_finish", "finished_at", "trained_tokens"),
+    *("training_file", "validation_file", "hyperparameters", "seed", "metadata", "result_files", "error"),
+)
+ENDED = frozenset(("succeeded", "failed", "cancelled"))
+LOOK_EVERY_S = 1.0
+PAGE = 100
+
+
+@click.group(cls=Verbs)
+def jobs() -> None:
+    """Fine-tuning jobs."""
+
+
+@jobs.command()
+@click.argument("model")
+@click.argument("training_file")
+@click.option("--validation-file", help="A file's id, or a path that is uploaded first.")
+@click.option("--suffix", help="Stands in the tuned model's name.")
+@click.option("--seed", type=int)
+@click.option("-p", "--hyperparameter", "hyperparameters", multiple=True, metavar="NAME=VALUE")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE")
+@pass_session
+def create(
+    session: Session,
+    *,
+    model: str,
+    training_file: str,
+    validation_file: str | None,
+    suffix: str | None,
+    seed: int | None,
+    hyperparameters: tuple[str, ...],
+    metadata: tuple[str, ...],
+) -> None:
+    """Make a job. TRAINING_FILE is a file's id, or a path that is uploaded first."""
+    chosen = {name: number(value) for name, value in pairs(hyperparameters).items()}
+    more: dict[str, Any] = {
+        "suffix": suffix,
+        "seed": seed,
+        "metadata": pairs(metadata) or None,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": chosen}} if chosen else None,
+        "validation_file": _file_id(session, validation_file) if validation_file else None,
+    }
+    job = session.client.fine_tuning.jobs.create(
+        model=model,
+        training_file=_file_id(session, training_file),
+        extra_body={name: value for name, value in more.items() if value is not None},
+    )
+    session.output.thing(job, FIELDS)
+
+
+@jobs.command("list")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@pass_session
+def list_(session: Session, *, limit: int) -> None:
+    """List jobs, newest first."""
+    found = session.client.fine_tuning.jobs.list(limit=min(limit, PAGE))
+    session.output.table([job for job, _ in zip(found, range(limit), strict=False)], COLUMNS)
+
+
+@jobs.command()
+@click.argument("job_id")
+@pass_session
+def get(session: Session, *, job_id: str) -> None:
+    """Look at a job."""
+    session.output.thing(session.client.fine_tuning.jobs.retrieve(job_id), FIELDS)
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.option("--follow", is_flag=True, help="Wait for more, until the job has ended.")
+@pass_session
+def events(session: Session, *, job_id: str, follow: bool) -> None:
+    """Show what happened to a job, oldest first."""
+    told = _follow(session.client, job_id) if follow else _events_after(session.client, job_id, None)
+    for event in told:
+        session.output.line(event, f"{shown('created_at', event.created_at)}  {event.level:<5}  {event.message}")
+
+
+@jobs.command()
+@click.argument("job_id")
+@pass_session
+def pause(session: Session, *, job_id: str) -> None:
+    """Pause a job; it gives its slots back."""
+    session.output.thing(session.client.fine_tuning.jobs.pause(job_id), FIELDS)
+
+
+@jobs.command()
+@click.argument("job_id")
+@pass_session
+def resume(session: Session, *, job_id: str) -> None:
+    """Let a paused job go on."""
+    session.output.thing(session.client.fine_tuning.jobs.resume(job_id), FIELDS)
+
+
+@jobs.command()
+@click.argument("job_id")
+@pass_session
+def cancel(session: Session, *, job_id: str) -> None:
+    """End a job."""
+    session.output.thing(session.client.fine_tuning.jobs.cancel(job_id), FIELDS)
+
+
+def pairs(given: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE, as often as it was given."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{text} is not NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def number(text: str) -> object:
+    """A hyperparameter as JSON has it (3, 0.5, true), or else the text itself (auto)."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _file_id(session: Session, named: str) -> str:
+    path = Path(named)
+    if not path.is_file():
+        return named
+    file = session.client.files.create(file=path, purpose="fine-tune")
+    session.output.note(f"uploaded {named} as {file.id}")
+    return file.id
+
+
+def _follow(client: OpenAI, job_id: str) -> Iterator[FineTuningJobEvent]:
+    """Events as they come. The status is read before the events, so that the last of them are not missed."""
+    last: str | None = None
+    while True:
+        has_ended = client.fine_tuning.jobs.retrieve(job_id).status in ENDED
+        for event in _events_after(client, job_id, last):
+            last = event.id
+            yield event
+        if has_ended:
+            return
+        time.sleep(LOOK_EVERY_S)
+
+
+def _events_after(client: OpenAI, job_id: str, last: str | None) -> list[FineTuningJobEvent]:
+    """What the list, newest first, holds above the event seen last; oldest first."""
+    found: list[FineTuningJobEvent] = []
+    for event in client.fine_tuning.jobs.list_events(job_id, limit=PAGE):
+        if event.id == last:
+            break
+        found.append(event)
+    return found[::-1]

@@ -1,0 +1,42 @@
+"""Answers that were sent and may not have arrived, for clients that repeat a request without saying so.
+
+The meetkai-mka1 client sends a request again when its connection breaks, with nothing that tells it from a new one. So
+for this client, and no other, a connection that ends right behind an answer makes the same body within the client's own
+waiting time a repetition. Its connections stay open between requests otherwise.
+"""
+
+import asyncio
+
+from luthier_api.services.repeats import Repeat
+from luthier_common.kit.clock import Clock
+
+UNMARKED_CLIENTS = b"speakeasy-sdk/"
+"""How the user agent of such a client begins."""
+ENDS_WITHIN_S = 1.0
+REPEATS_AFTER_S = 0.4
+REPEATS_WITHIN_S = 7.0
+"""It waits at least 0.5 s and at most 5 s before it sends a request again."""
+MAX_KEPT = 10_000
+Address = tuple[str, int]
+
+
+class Connections:
+    """The last answer on each open connection of such a client."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._answered: dict[Address, tuple[Repeat, float]] = {}
+        self._marking: set[asyncio.Task[None]] = set()
+
+    def answered(self, client: Address, repeat: Repeat) -> None:
+        if len(self._answered) >= MAX_KEPT:
+            self._answered.clear()
+        self._answered[client] = repeat, self._clock.monotonic_s()
+
+    def lost(self, client: Address | None) -> None:
+        """A connection has ended; whoever ended it."""
+        repeat, answered_s = self._answered.pop(client, (None, 0.0)) if client else (None, 0.0)
+        if repeat is not None and self._clock.monotonic_s() - answered_s <= ENDS_WITHIN_S:
+            marking = asyncio.create_task(repeat.not_answered(from_s=REPEATS_AFTER_S, for_s=REPEATS_WITHIN_S))
+            self._marking.add(marking)
+            marking.add_done_callback(self._marking.discard)

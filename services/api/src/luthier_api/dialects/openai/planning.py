@@ -1,0 +1,52 @@
+"""`/v1/fine_tuning/validate` and `/v1/fine_tuning/capacity`: our own, for who wants to know before creating."""
+
+from litestar import Controller, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+
+from luthier_api.dialects.openai.create import CreateJob, wanted_job
+from luthier_api.domain import Scope, View
+from luthier_api.errors import ApiError
+from luthier_api.services.validation import Plan, ValidationService, mistake_of
+from luthier_api.store.capacity import CapacityStore
+from luthier_api.wire.capacity import MAX_JOBS, CapacityObject, capacity_object, counts_object, project_object
+from luthier_api.wire.validation import ValidationObject, validation_object
+
+RETRY_AFTER_S = 2
+
+
+class PlanningController(Controller):
+    path = "/fine_tuning"
+    tags = ("Fine-tuning",)
+
+    @post(
+        "/validate",
+        operation="validate_fine_tuning_job",
+        summary="Say what a create would do, and make nothing",
+        scope=Scope.JOBS_READ,
+        status_code=200,
+    )
+    async def validate(
+        self, data: JSONBody[CreateJob], validation: NamedDependency[ValidationService]
+    ) -> Response[ValidationObject]:
+        """The body is a create's. What a create would refuse is listed in `errors`; a body of another shape is refused
+        as there. While a file has not been read the answer is `pending` and carries `retry-after`.
+        """
+        try:
+            plan = await validation.plan(wanted_job(data))
+        except ApiError as error:
+            plan = Plan([mistake_of(error)])
+        headers = {"retry-after": str(RETRY_AFTER_S)} if plan.is_pending else {}
+        return Response(validation_object(plan), headers=headers)
+
+    @get(
+        "/capacity",
+        operation="retrieve_fine_tuning_capacity",
+        summary="Show slots, queue and the models that can be tuned",
+        scope=Scope.JOBS_READ,
+    )
+    async def capacity(self, capacity: NamedDependency[CapacityStore], view: NamedDependency[View]) -> CapacityObject:
+        """Of other projects' jobs only the numbers are told."""
+        project = project_object(await capacity.count_own(), await capacity.read_waiting(MAX_JOBS), view)
+        counts = counts_object(await capacity.count_all())
+        return capacity_object(await capacity.read_trainers(), counts, project, await capacity.list_bases())

@@ -1,0 +1,96 @@
+"""`/v1/responses`."""
+
+from typing import Annotated, Literal
+
+from litestar import Controller, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from litestar.response import Stream
+
+from luthier_api.answers import event_stream, while_connected
+from luthier_api.deps import AnyRequest
+from luthier_api.dialects.openai.response_body import CreateResponse, wanted_response
+from luthier_api.domain import Page, Scope, View
+from luthier_api.errors import ApiError, ErrorCode
+from luthier_api.services.responses import ResponseService
+from luthier_api.settings import MIB
+from luthier_api.wire.lists import DeletedObject, ListObject, list_object
+from luthier_api.wire.responses import InputItem, ResponseObject, response_object
+
+MAX_BODY_BYTES = 8 * MIB
+
+
+class ResponsesController(Controller):
+    path = "/responses"
+    tags = ("Responses",)
+
+    @post(
+        operation="create_response",
+        summary="Let a model answer, and keep the conversation",
+        scope=Scope.INFERENCE,
+        status_code=200,
+        request_max_body_size=MAX_BODY_BYTES,
+    )
+    async def create(
+        self,
+        request: AnyRequest,
+        data: JSONBody[CreateResponse],
+        responses: NamedDependency[ResponseService],
+        view: NamedDependency[View],
+    ) -> ResponseObject | Stream:
+        wanted = wanted_response(data)
+        if data.stream:
+            events = await while_connected(request, responses.stream(wanted, view))
+            return event_stream(events)
+        return response_object(await while_connected(request, responses.create(wanted)), view)
+
+    @get("/{response_id:str}", operation="retrieve_response", summary="Look at a response", scope=Scope.INFERENCE)
+    async def retrieve(
+        self,
+        response_id: FromPath[str],
+        responses: NamedDependency[ResponseService],
+        view: NamedDependency[View],
+        stream: FromQuery[bool | None] = None,
+    ) -> ResponseObject:
+        if stream:
+            message = "A stored response is not streamed again; leave stream out."
+            raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="stream")
+        return response_object(await responses.get(response_id), view)
+
+    @delete(
+        "/{response_id:str}",
+        operation="delete_response",
+        summary="Delete a response; what goes on from it cannot go on any more",
+        scope=Scope.INFERENCE,
+        status_code=200,
+    )
+    async def delete(self, response_id: FromPath[str], responses: NamedDependency[ResponseService]) -> DeletedObject:
+        await responses.delete(response_id)
+        return {"id": response_id, "object": "response", "deleted": True}
+
+    @get(
+        "/{response_id:str}/input_items",
+        operation="list_response_input_items",
+        summary="List what a response's own request said, newest first",
+        scope=Scope.INFERENCE,
+    )
+    async def list_input_items(
+        self,
+        response_id: FromPath[str],
+        responses: NamedDependency[ResponseService],
+        after: FromQuery[str | None] = None,
+        order: FromQuery[Literal["asc", "desc"]] = "desc",
+        limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
+    ) -> ListObject[InputItem]:
+        found = await responses.list_input(response_id, Page(limit, after, ascending=order == "asc"))
+        return list_object(found[:limit], has_more=len(found) > limit)
+
+    @post(
+        "/{response_id:str}/cancel",
+        operation="cancel_response",
+        summary="Refused: only background responses could be cancelled",
+        scope=Scope.INFERENCE,
+        status_code=200,
+    )
+    async def cancel(self, response_id: FromPath[str], responses: NamedDependency[ResponseService]) -> ResponseObject:
+        await responses.cancel(response_id)

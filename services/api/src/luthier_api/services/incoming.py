@@ -1,0 +1,76 @@
+"""Bytes on their way into the store, so that whatever happens nothing is left behind that nobody knows of."""
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+from luthier_api.domain import Principal
+from luthier_api.errors import ApiError, ErrorCode
+from luthier_common.kit import ledger
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.mongo import Database
+from luthier_common.kit.objects import ObjectStore, Stored
+
+
+class Incoming:
+    """One new object of a project: `put`, then `keep`; what is not kept when the block ends is taken away.
+
+    After a crash the ledger's sweeper takes it away, unless the thing that `reference` names was made.
+    """
+
+    def __init__(
+        self, db: Database, objects: ObjectStore, principal: Principal, path: str, reference: str, within_s: float
+    ) -> None:
+        self._db = db
+        self._objects = objects
+        self._principal = principal
+        self._key = f"{principal.org}/{principal.project}/{path}"
+        self._reference = reference
+        self._within_s = within_s
+        self._is_loose = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._is_loose:
+            await self.drop()
+
+    async def put(self, chunks: AsyncIterator[bytes], *, most: int, param: str) -> Stored:
+        """Store the chunks; ApiError naming `param` when there are none, or more than `most` bytes."""
+        self._is_loose = True
+        org, project = self._principal.org, self._principal.project
+        await ledger.intend(
+            self._db, self._key, reference=self._reference, within_s=self._within_s, org=org, project=project
+        )
+        stored = await self._objects.put(self._key, _limited(chunks, most, param))
+        await failpoint("api.after_put")
+        if not stored.bytes:
+            raise ApiError(ErrorCode.EMPTY_FILE, "The file is empty.", param=param)
+        return stored
+
+    async def keep(self, stored: Stored) -> None:
+        """From here on the object belongs to the thing that is about to be made."""
+        kept = await ledger.fulfil(
+            self._db, self._key, reference=self._reference, sha256=stored.sha256, num_bytes=stored.bytes
+        )
+        if not kept:
+            raise ApiError(ErrorCode.UPLOAD_TIMEOUT, "The upload took too long.")
+        self._is_loose = False
+        await failpoint("api.after_keep")
+
+    async def drop(self) -> None:
+        """Take the object away at once."""
+        self._is_loose = False
+        await ledger.abandon(self._db, self._objects, self._key)
+
+
+async def _limited(chunks: AsyncIterator[bytes], most: int, param: str) -> AsyncIterator[bytes]:
+    num_bytes = 0
+    async for chunk in chunks:
+        num_bytes += len(chunk)
+        if num_bytes > most:
+            raise ApiError(ErrorCode.TOO_LARGE, f"The file is larger than {most} bytes.", param=param)
+        yield chunk
