@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -44,7 +46,7 @@ async def peer_server(
     """A peer's server that listens on this port; ends the measure when it does not within the time."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *tied_to_this_process(tuple(command)), env=dict(env), stdout=output, stderr=output
+            *tied_to_this_process(tuple(command)), env=dict(env), stdout=output, stderr=output, start_new_session=True
         )
     try:
         try:
@@ -58,6 +60,8 @@ async def peer_server(
             process.terminate()
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), 10)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # processes that it has started and left
 
 
 async def in_turn(count: int, ours: Do, theirs: Do, *, warm_up: int = 5) -> tuple[list[float], list[float]]:

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +36,9 @@ async def lossy_proxy(server_port: int) -> AsyncIterator[LossyProxy]:
         server.close()
 
 
-def _relaying(proxy: LossyProxy, server_port: int) -> Callable[..., object]:
+def _relaying(
+    proxy: LossyProxy, server_port: int
+) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     async def relay(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", server_port)
         pumps = [

@@ -55,7 +55,14 @@ async def api(
 
 @asynccontextmanager
 async def run_api(
-    mongo_url: str, kafka_url: str, home: Path, port: int, database: str, more_env: dict[str, str]
+    mongo_url: str,
+    kafka_url: str,
+    home: Path,
+    port: int,
+    database: str,
+    more_env: dict[str, str],
+    *,
+    drops: bool = True,
 ) -> AsyncIterator[Api]:
     """An api process with a database and a home of its own, as long as the block lasts."""
     env = {
@@ -105,7 +112,8 @@ async def run_api(
             if process.returncode is None:
                 process.terminate()
                 assert await asyncio.wait_for(process.wait(), 20) == 0, (home / "log").read_text()[-4000:]
-            await db.client.drop_database(database)
+            if drops:
+                await db.client.drop_database(database)
 
 
 async def _answers(url: str, process: asyncio.subprocess.Process, log: Path) -> None:

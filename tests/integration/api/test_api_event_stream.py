@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
@@ -11,7 +12,7 @@ import pytest
 from openai.types import FileObject
 
 from builders.jobs import JobStory, make_step
-from integration.api.conftest import TINY, Api
+from integration.api.conftest import TINY, Api, run_api
 from luthier_common.contract import events as f
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
@@ -37,7 +38,9 @@ async def _new_job(api: Api, file: FileObject) -> JobStory:
     return JobStory(api.db, job.id)
 
 
-async def _follow(api: Api, job_id: str, *, after: str | None = None, key: str | None = None) -> AsyncIterator[Told]:
+async def _follow(
+    api: Api, job_id: str, *, after: str | None = None, key: str | None = None
+) -> AsyncGenerator[Told, None]:
     """What the server tells, until it ends the stream; comments are left out."""
     headers = {"last-event-id": after} if after else {}
     url = f"/v1/fine_tuning/jobs/{job_id}/events/stream"
@@ -177,3 +180,16 @@ async def test_a_key_follows_only_so_many_jobs_at_a_time(api: Api, file: FileObj
 async def _status(client: httpx2.AsyncClient, url: str) -> int:
     async with client.stream("GET", url) as answer:
         return answer.status_code
+
+
+async def test_an_api_that_stops_ends_its_streams_at_once(
+    mongo_url: str, kafka_url: str, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    async with run_api(mongo_url, kafka_url, tmp_path, free_port(), "test_stream_stop", {}) as api:
+        file = await api.sdk().files.create(file=("train.jsonl", LINE * 20), purpose="fine-tune")
+        stream = _follow(api, (await _new_job(api, file)).id)
+        await _take(stream, 2)
+        stopping_at = asyncio.get_running_loop().time()
+    async with aclosing(stream):
+        assert [told async for told in stream] == []
+    assert asyncio.get_running_loop().time() - stopping_at < 8

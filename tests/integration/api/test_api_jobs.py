@@ -67,8 +67,9 @@ async def test_an_alias_and_a_file_name_are_understood(api: Api, file: FileObjec
         ({"metadata": {"a": 1}}, "metadata", "invalid_value"),
         ({"surprise": 1}, "surprise", "unknown_parameter"),
         ({"status": "succeeded"}, "status", "unknown_parameter"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations", "unsupported_parameter"),
-        ({"method": {"type": "dpo"}}, "method", "unsupported_parameter"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations[0].wandb", "missing_required_parameter"),
+        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", "unsupported_parameter"),
+        ({"method": {"type": "dpo"}}, "method", "unsupported_method"),
         ({"method": {"type": "magic"}}, "method.type", "invalid_value"),
         ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "invalid_value"),
         ({"hyperparameters": {"context_length": 1024}}, "hyperparameters.context_length", "invalid_value"),
@@ -84,7 +85,7 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert (error["param"], error["code"]) == (param, code)
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
 
 
 async def test_a_missing_parameter_is_named(api: Api) -> None:
@@ -123,11 +124,11 @@ async def test_jobs_are_listed_by_pages_and_metadata(api: Api) -> None:
     async with api.http(key) as http:
         without = (await http.get(f"{URL}?metadata=null")).json()
         beyond = await http.get(f"{URL}?limit=0")
-        unknown = await http.get(f"{URL}?status=running")
+        unknown = await http.get(f"{URL}?owner=me")
         foreign = await http.get(f"{URL}?after=file-1")
     assert [job["id"] for job in without["data"]] == [plain.id]
     assert without["has_more"] is False
-    for refused, param in ((beyond, "limit"), (unknown, "status"), (foreign, "after")):
+    for refused, param in ((beyond, "limit"), (unknown, "owner"), (foreign, "after")):
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
 
@@ -212,7 +213,7 @@ async def test_hostile_json_is_a_400(api: Api, body: bytes) -> None:
     async with api.http() as http:
         answer = await http.post(URL, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400, answer.text
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code", "request_id"}
 
 
 async def test_a_body_above_the_limit_is_refused(api: Api) -> None:

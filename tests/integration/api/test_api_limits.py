@@ -26,7 +26,7 @@ async def limited(
     home: Path = tmp_path_factory.mktemp("limits")
     async with (
         run_api(mongo_url, kafka_url, home, free_port(), DATABASE, ENV) as first,
-        run_api(mongo_url, kafka_url, home, free_port(), DATABASE, ENV) as second,
+        run_api(mongo_url, kafka_url, home, free_port(), DATABASE, ENV, drops=False) as second,
     ):
         yield first, second
 

@@ -36,9 +36,9 @@ def sdk(api: Api, key: str) -> AsyncOpenAI:
     return api.sdk(key)
 
 
-async def _listed(sdk: AsyncOpenAI, limit: int = 2, **query: Any) -> list[str]:
+async def _listed(sdk: AsyncOpenAI, limit: int = 2, more: Doc | None = None, **query: Any) -> list[str]:
     """The ids that all pages together hold."""
-    return [job.id async for job in sdk.fine_tuning.jobs.list(limit=limit, extra_query=query)]
+    return [job.id async for job in sdk.fine_tuning.jobs.list(limit=limit, extra_query=query | (more or {}))]
 
 
 async def test_jobs_are_narrowed_and_paged_newest_first(api: Api, sdk: AsyncOpenAI) -> None:
@@ -61,8 +61,8 @@ async def test_jobs_are_narrowed_and_paged_newest_first(api: Api, sdk: AsyncOpen
     assert await _listed(sdk, search="support.") == [support]
     assert await _listed(sdk, search="other-b") == [other]
     assert await _listed(sdk, search=".*") == []
-    assert await _listed(sdk, **{"metadata[team]": "a"}) == [last, support]
-    assert await _listed(sdk, **{"metadata[team]": "a", "metadata[tier]": ""}) == [support]
+    assert await _listed(sdk, more={"metadata[team]": "a"}) == [last, support]
+    assert await _listed(sdk, more={"metadata[team]": "a", "metadata[tier]": ""}) == [support]
     assert await _listed(sdk, metadata="null") == [plain]
     assert await _listed(sdk, created_after=began_at) == everything
     assert await _listed(sdk, created_before=began_at) == []
@@ -74,10 +74,10 @@ async def test_created_after_is_inclusive_and_created_before_is_not(api: Api, sd
     job_id = await _job(api, metadata={"test": "edges"})
     at = (await sdk.fine_tuning.jobs.retrieve(job_id)).created_at
     mine = {"metadata[test]": "edges"}
-    assert await _listed(sdk, created_after=at, **mine) == [job_id]
-    assert await _listed(sdk, created_after=at + 1, **mine) == []
-    assert await _listed(sdk, created_before=at, **mine) == []
-    assert await _listed(sdk, created_before=at + 1, **mine) == [job_id]
+    assert await _listed(sdk, created_after=at, more=mine) == [job_id]
+    assert await _listed(sdk, created_after=at + 1, more=mine) == []
+    assert await _listed(sdk, created_before=at, more=mine) == []
+    assert await _listed(sdk, created_before=at + 1, more=mine) == [job_id]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def _pages_of_models(api: Api, key: str, limit: int) -> list[str]:
 
 
 async def test_no_list_scans_a_collection_or_sorts_in_memory(api: Api, key: str) -> None:
-    pairs = [{"metadata": {"team": "a"}}, {}]
+    pairs: list[Doc] = [{"metadata": {"team": "a"}}, {}]
     jobs = [await _job(api, end_user=user, **pair) for user in (None, "ada", "bob") for pair in pairs for _ in range(7)]
     story = JobStory(api.db, jobs[0])
     await story.in_training()

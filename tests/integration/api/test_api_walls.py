@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -30,9 +31,7 @@ NOT_WALLED_BY_PROJECT = {"base"}
 async def mine(api: Api) -> AsyncIterator[dict[str, str]]:
     """One thing of every kind, all of one project, by the path parameters that name them."""
     key = await api.new_key("admin", project=OWNER)
-    await api.db["projects"].update_one(
-        {"_id": OWNER}, {"$setOnInsert": {"name": "walls", "org": "org-default"}}, upsert=True
-    )
+    await make_project(api, OWNER)
     sdk = api.sdk(key)
     file = await sdk.files.create(file=("mine.jsonl", LINE * 12), purpose="fine-tune")
     job = await sdk.fine_tuning.jobs.create(model=TINY, training_file=file.id, suffix="walled")
@@ -50,6 +49,14 @@ async def mine(api: Api) -> AsyncIterator[dict[str, str]]:
         "checkpoint": f"ft:{TINY}:default:walled:{job.id[-12:]}:ckpt-step-2",
     }
     await api.db["responses"].delete_one({"_id": response["_id"]})
+
+
+async def make_project(api: Api, project: str, org: str = "org-default") -> None:
+    """As the administration makes them, with an id of our choice."""
+    now = datetime.now(UTC)
+    made = {"name": project, "created_at": now}
+    await api.db["orgs"].update_one({"_id": org}, {"$setOnInsert": {"name": org, "created_at": now}}, upsert=True)
+    await api.db["projects"].update_one({"_id": project}, {"$setOnInsert": made | {"org": org}}, upsert=True)
 
 
 async def operations(api: Api) -> list[tuple[str, str, str]]:
@@ -89,7 +96,8 @@ def bare(answer: httpx2.Response, things: dict[str, str]) -> str:
 
 async def strangers(api: Api) -> dict[str, tuple[str, dict[str, str]]]:
     """Keys that may do everything, but not here, with their further headers."""
-    await api.db["orgs"].update_one({"_id": "org-walls"}, {"$setOnInsert": {"name": "walls"}}, upsert=True)
+    await make_project(api, "proj-strangers")
+    await make_project(api, "proj-walls-too", "org-walls")
     return {
         "another project": (await api.new_key("admin", project="proj-strangers"), {}),
         "another organisation": (await api.new_key("admin", org="org-walls", project="proj-walls-too"), {}),
@@ -169,6 +177,6 @@ async def test_bad_keys_get_nothing_anywhere(api: Api, mine: dict[str, str]) -> 
     cases = [("", 401), (revoked, 401), (expired, 401), (api.key[:-4] + "AAAA", 401), (powerless, 403)]
     async with httpx2.AsyncClient(base_url=api.url) as http:
         for operation, (key, status) in itertools.product(await operations(api), cases):
-            http.headers["authorization"] = f"Bearer {key}"
+            http.headers["authorization"] = f"Bearer {key or 'none'}"
             answer = await ask(http, operation, mine)
             assert answer.status_code == status, (operation, key[:10], answer.text)

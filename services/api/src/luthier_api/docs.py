@@ -81,6 +81,7 @@ def describe_errors_and_uploads(description: OpenAPI) -> None:
     assert isinstance(components, Components)
     assert components.schemas is not None
     components.schemas["Error"] = ERROR
+    components.responses = {f"Error{status}": _error(status) for status in sorted({*OF_ALL, *OF_WRITES})}
     for path, methods in (description.paths or {}).items():
         if path in PUBLIC_PATHS:
             continue
@@ -88,7 +89,8 @@ def describe_errors_and_uploads(description: OpenAPI) -> None:
             if operation is not None and operation.responses is not None:
                 writes = operation is not methods.get
                 statuses = (*OF_ALL, *([404] if "{" in path else []), *(OF_WRITES if writes else ()))
-                operation.responses.update({str(status): _error(status) for status in statuses})
+                refused = {str(status): Reference(f"#/components/responses/Error{status}") for status in statuses}
+                operation.responses.update(refused)
                 _describe_upload(operation)
                 _describe_stream(operation)
                 _describe_download(operation)
