@@ -9,16 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 import pytest
 
+from integration.api.conftest import run_api
 from luthier_cli.commands import main
-from luthier_common.kit.migrate import migrate
-from luthier_common.kit.mongo import Database, open_mongo
-from luthier_stack.part import tied_to_this_process
+from luthier_common.kit.mongo import Database
 
-DATABASE = "test_cli"
-START_S = 40
 RUN_S = 60
 
 
@@ -45,33 +41,9 @@ class Server:
 async def server(
     mongo_url: str, kafka_url: str, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 ) -> AsyncIterator[Server]:
-    home, port = tmp_path_factory.mktemp("cli"), free_port()
-    env = {
-        "PATH": os.environ["PATH"],
-        "LUTHIER_HOME": str(home),
-        "LUTHIER_MONGO_URL": mongo_url,
-        "LUTHIER_MONGO_DATABASE": DATABASE,
-        "LUTHIER_KAFKA_URL": kafka_url,
-        "LUTHIER_OBJECTS_URL": f"file://{home}/objects",
-        "LUTHIER_PORT": str(port),
-        "LUTHIER_KEY_CACHE_S": "0.2",
-    }
-    async with open_mongo(mongo_url, DATABASE) as db:
-        await migrate(db)
-        base = {"_id": "tiny-base", "digest": "0" * 64, "key": "bases/0/", "files": [], "aliases": []}
-        await db["bases"].insert_one({**base, "context_length": 512})
-        with (home / "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *tied_to_this_process((sys.executable, "-m", "luthier_api")), env=env, stdout=log, stderr=log
-            )
-        try:
-            await _answers(f"http://127.0.0.1:{port}/healthz", process, home / "log")
-            yield Server(f"http://127.0.0.1:{port}/v1", home, db)
-        finally:
-            if process.returncode is None:
-                process.terminate()
-                assert await asyncio.wait_for(process.wait(), 20) == 0, (home / "log").read_text()[-4000:]
-            await db.client.drop_database(DATABASE)
+    home = tmp_path_factory.mktemp("cli")
+    async with run_api(mongo_url, kafka_url, home, free_port(), "test_cli", {}) as api:
+        yield Server(f"{api.url}/v1", home, api.db)
 
 
 @pytest.fixture
@@ -128,14 +100,3 @@ def _environment(server: Server, env: dict[str, str] | None) -> dict[str, str]:
     if env is not None:
         return env
     return {"LUTHIER_BASE_URL": server.url, "LUTHIER_API_KEY": (server.home / "admin-key").read_text().strip()}
-
-
-async def _answers(url: str, process: asyncio.subprocess.Process, log: Path) -> None:
-    async with httpx2.AsyncClient() as client, asyncio.timeout(START_S):
-        while process.returncode is None:
-            try:
-                if (await client.get(url)).status_code == 200:
-                    return
-            except httpx2.HTTPError:
-                await asyncio.sleep(0.1)
-    pytest.fail(f"the api did not start:\n{log.read_text()[-4000:]}")

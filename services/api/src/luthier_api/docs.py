@@ -25,6 +25,7 @@ from luthier_api import __name__ as package
 from luthier_api.deps import DIALECT
 from luthier_api.domain import BYTES, KNOWN_TYPES
 from luthier_api.errors import ErrorCode
+from luthier_api.examples import ANSWERS, REQUESTS
 from luthier_api.middleware import PUBLIC
 
 TITLE = "Luthier"
@@ -94,6 +95,7 @@ def describe_errors_and_uploads(description: OpenAPI) -> None:
                 _describe_upload(operation)
                 _describe_stream(operation)
                 _describe_download(operation)
+                _show_examples(operation)
 
 
 def _error(status: int) -> OpenAPIResponse:
@@ -128,6 +130,15 @@ def _describe_stream(operation: Operation) -> None:
         "application/json": OpenAPIMediaType(either.one_of[0]),
         "text/event-stream": OpenAPIMediaType(Schema(type=OpenAPIType.STRING, description=told)),
     }
+
+
+def _show_examples(operation: Operation) -> None:
+    name = str(operation.operation_id).removeprefix("mka1_")
+    answer = (operation.responses or {}).get("200")
+    places = ((operation.request_body, REQUESTS), (answer, ANSWERS))
+    for place, examples in places:
+        if isinstance(place, RequestBody | OpenAPIResponse) and place.content and name in examples:
+            place.content["application/json"].example = examples[name]
 
 
 def _describe_download(operation: Operation) -> None:
