@@ -110,13 +110,35 @@ async def test_unknown_addresses_and_methods_answer_in_the_envelope(api: Api) ->
     async with api.http() as http:
         nowhere = await http.get("/v1/nowhere")
         wrong_method = await http.put("/v1/files")
+        no_delete = await http.delete("/v1/fine_tuning/jobs/ftjob-1")
         mine = await http.get("/v1/models", headers={"x-request-id": "mine"})
     assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "unknown_url")
     assert (wrong_method.status_code, wrong_method.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert (no_delete.status_code, no_delete.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert "GET" in no_delete.headers["allow"]
     assert set(nowhere.json()["error"]) == set(wrong_method.json()["error"]) == ENVELOPE
     ids = {answer.headers["x-request-id"] for answer in (nowhere, wrong_method, mine)}
     assert len(ids) == 3
     assert "mine" not in ids
+
+
+@pytest.mark.parametrize("body", ["null", "", "[]", '"text"'])
+async def test_a_body_that_is_no_object_is_called_so(api: Api, body: str) -> None:
+    async with api.http() as http:
+        http.headers["content-type"] = "application/json"
+        for path in ("/v1/fine_tuning/jobs", "/v1/chat/completions"):
+            error = (await http.post(path, content=body)).json()["error"]
+            assert error["param"] is None
+            assert error["message"] == "The body is wrong: must be an object"
+
+
+async def test_a_client_of_azures_v1_address(api: Api) -> None:
+    for version, status in (("preview", 200), ("v1", 200), ("2024-10-21", 400)):
+        async with api.http() as http:
+            answer = await http.get("/openai/v1/models", params={"api-version": version})
+            elsewhere = await http.get("/v1/models", params={"api-version": version})
+        assert (answer.status_code, elsewhere.status_code) == (status, 400)
+        assert elsewhere.json()["error"]["param"] == "api-version"
 
 
 async def test_the_page_of_the_description_needs_no_other_server(api: Api) -> None:

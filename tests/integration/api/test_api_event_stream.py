@@ -161,6 +161,33 @@ async def test_a_revoked_key_stops_hearing(api: Api, file: FileObject) -> None:
             assert [told async for told in stream] == []
 
 
+async def test_a_revoked_key_stops_hearing_of_a_busy_job_too(api: Api, file: FileObject) -> None:
+    story = await _new_job(api, file)
+    await story.accepted()
+    await story.placed()
+    await story.started()
+    key = await api.new_key("fine-tuning:read")
+    steps = 0
+
+    async def keep_busy() -> None:
+        nonlocal steps
+        while True:
+            steps += 1
+            await story.tell(make_step(steps, total_steps=10_000), attempt=1)
+            await asyncio.sleep(0.2)
+
+    busy = asyncio.create_task(keep_busy())
+    try:
+        async with aclosing(_follow(api, story.id, key=key)) as stream:
+            await _take(stream, 6)
+            await api.db["api_keys"].update_one({"_id": key.split("-")[2]}, {"$set": {"revoked": True}})
+            async with asyncio.timeout(15):
+                heard = [told async for told in stream]
+    finally:
+        busy.cancel()
+    assert all(told.name == "fine_tuning.job.event" for told in heard)
+
+
 async def test_a_key_follows_only_so_many_jobs_at_a_time(api: Api, file: FileObject) -> None:
     story = await _new_job(api, file)
     key = await api.new_key("fine-tuning:read")

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import openai
@@ -43,8 +43,10 @@ async def test_expiry_is_stored(api: Api) -> None:
     made = await api.sdk().files.create(
         file=("a.jsonl", LINE), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
     )
-    assert made.expires_at is not None
-    assert abs(made.expires_at - made.created_at - 3600) <= 2
+    assert made.expires_at == made.created_at + 3600
+    kept = await api.db["files"].find_one({"_id": made.id})
+    assert kept is not None
+    assert kept["expires_at"] - kept["created_at"] == timedelta(hours=1)
 
 
 @pytest.mark.parametrize(

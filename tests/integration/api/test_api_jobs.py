@@ -15,6 +15,10 @@ LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","conten
 URL = "/v1/fine_tuning/jobs"
 
 
+def nested(**hyperparameters: Any) -> dict[str, Any]:
+    return {"method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}}
+
+
 @pytest.fixture(scope="session")
 async def file(api: Api) -> FileObject:
     return await api.sdk().files.create(file=("train-jobs.jsonl", LINE * 20), purpose="fine-tune")
@@ -44,7 +48,8 @@ async def test_a_job_is_made_as_asked(api: Api, file: FileObject) -> None:
     assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (3, "auto")
     assert job.method is not None
     assert job.method.supervised is not None
-    assert job.method.supervised.hyperparameters == job.method.supervised.hyperparameters
+    assert job.method.supervised.hyperparameters is not None
+    assert job.method.supervised.hyperparameters.model_dump() == job.hyperparameters.model_dump()
     again = await sdk.fine_tuning.jobs.retrieve(job.id)
     assert again == job
     assert (await sdk.fine_tuning.jobs.retrieve(job.id.replace("-", "_"))).id == job.id
@@ -74,6 +79,14 @@ async def test_an_alias_and_a_file_name_are_understood(api: Api, file: FileObjec
         ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "invalid_value"),
         ({"hyperparameters": {"context_length": 1024}}, "hyperparameters.context_length", "invalid_value"),
         ({"hyperparameters": {"epochs": 1}}, "hyperparameters.epochs", "unknown_parameter"),
+        (nested(n_epochs=51), "method.supervised.hyperparameters.n_epochs", "invalid_value"),
+        (nested(context_length=1024), "method.supervised.hyperparameters.context_length", "invalid_value"),
+        (nested(lora=False), "method.supervised.hyperparameters.lora", "unsupported_parameter"),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {}}]},
+            "integrations[0].wandb.project",
+            "missing_required_parameter",
+        ),
         ({"training_file": None}, "training_file", "invalid_value"),
     ],
 )

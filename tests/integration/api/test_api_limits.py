@@ -106,3 +106,6 @@ async def test_keys_cannot_be_guessed_at_speed_and_good_ones_go_on(limited: tupl
         assert answer.json()["error"]["code"] == "too_many_failed_keys"
         assert 0 < int(answer.headers["retry-after"]) <= 60
         assert (await good.get(URL)).status_code == 200
+        new_here = {"authorization": f"Bearer {await api.new_key('admin')}"}
+        assert (await guesser.get(URL, headers=new_here)).status_code == 200
+        assert (await guesser.get(URL)).status_code == 429

@@ -91,7 +91,7 @@ async def test_a_conversation_goes_on_without_the_instructions_of_before(
     assert (caught.value.code, caught.value.param) == ("previous_response_not_found", "previous_response_id")
 
 
-async def test_items_of_every_role_are_messages_and_can_be_listed(engine: Engine, sdk: AsyncOpenAI) -> None:
+async def test_items_of_every_role_are_messages_and_can_be_listed(api: Api, engine: Engine, sdk: AsyncOpenAI) -> None:
     before = await sdk.responses.create(model=TINY, input="Hi!", store=False)
     with pytest.raises(openai.NotFoundError):
         await sdk.responses.retrieve(before.id)
@@ -106,6 +106,9 @@ async def test_items_of_every_role_are_messages_and_can_be_listed(engine: Engine
     assert said == [("developer", "Be kind."), ("user", "ab"), ("assistant", TEXT), ("user", "c")]
     newest = await sdk.responses.input_items.list(made.id, limit=1)
     assert newest.has_more
+    async with api.http() as http:
+        spelled_out = await http.get(f"/v1/responses/{made.id}/input_items", params={"order": "ascending"})
+    assert spelled_out.status_code == 200
     oldest = [item.role async for item in sdk.responses.input_items.list(made.id, limit=2, order="asc")]  # type: ignore[union-attr]
     assert oldest == ["developer", "user", "assistant", "user"]
     with pytest.raises(openai.BadRequestError) as caught:

@@ -376,6 +376,9 @@ async def test_only_owners_have_admin_keys_and_a_demoted_one_has_them_no_more(
     async with api.http(key["value"]) as http:
         assert (await http.get("/v1/organization/projects")).status_code == 200
         await users.update(bob["id"], role="reader")
+        assert (await http.get("/v1/files")).status_code == 401, "a reader works in the projects that let them in"
+        await admin.admin.organization.projects.users.create("proj-default", role="member", user_id=bob["id"])
+        await until(lambda: works(api, key["value"]))
         assert (await http.get("/v1/organization/projects")).status_code == 403
         assert (await http.get("/v1/files")).status_code == 200
         await users.delete(bob["id"])

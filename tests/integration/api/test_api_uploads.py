@@ -75,7 +75,7 @@ async def test_parts_sent_at_once_become_the_file_in_the_order_named(api: Api, s
     assert (done.id, done.status) == (upload.id, "completed")
     assert done.file is not None
     assert (done.file.filename, done.file.bytes, done.file.purpose) == (upload.filename, len(WHOLE), "fine-tune")
-    assert done.file.expires_at is not None
+    assert done.file.expires_at == done.file.created_at + 3600
     assert (await strict.files.content(done.file.id)).content == WHOLE
     assert (await strict.files.retrieve(done.file.id)) == done.file
     job = await strict.fine_tuning.jobs.create(model="tiny-base", training_file=done.file.id)

@@ -9,7 +9,7 @@ import pytest
 from meetkai_mka1 import SDK
 from meetkai_mka1.errors import SDKError
 
-from builders.stories import queue, succeed, train
+from builders.stories import fail, queue, succeed, train
 from builders.waiting import until
 from integration.api.conftest import TINY, Api
 from integration.clients.conftest import LINE, Half
@@ -116,6 +116,22 @@ async def test_the_eight_verbs_of_fine_tuning(api: Api, llm: Llm, half: Half) ->
     assert (await llm("fine_tuning.retrieve", fine_tuning_job_id=again.id)).fine_tuned_model == name
     assert name in [each.id for each in (await llm("models.list")).data]
     assert (await llm("models.get", model_id=name)).id == name
+
+
+async def test_why_a_job_failed(api: Api, llm: Llm) -> None:
+    file = await upload(llm)
+    job = await llm("fine_tuning.create", model=TINY, training_file=file.id, metadata={"n": f"{time.time_ns()}"})
+    assert job.error is None
+    await fail(api.db, job.id)
+    failed = await llm("fine_tuning.retrieve", fine_tuning_job_id=job.id)
+    assert failed.status == "failed"
+    assert (failed.error.code, failed.error.message, failed.error.param) == (
+        "row_too_long",
+        "Too long.",
+        "training_file",
+    )
+    listed = await llm("fine_tuning.list", limit=100)
+    assert [each.error for each in listed.data if each.id == job.id] == [failed.error]
 
 
 async def test_what_is_refused_tells_why(llm: Llm) -> None:

@@ -66,6 +66,9 @@ async def test_a_gguf_is_converted_once_by_a_child(
     assert (await find_base(db, "Tiny"))["updated_at"] == base["updated_at"], "a restart converts nothing"
     await objects.delete(base["key"] + "bundle.json")
     await make_catalogue({"Tiny": tmp_path / "tiny.gguf"}).look()
+    again = await find_base(db, "Tiny")
+    assert again is not None
+    assert again["created_at"] == base["created_at"] <= base["updated_at"] < again["updated_at"]
     assert await objects.head(base["key"] + "bundle.json") is not None, "lost bytes are made again"
 
 

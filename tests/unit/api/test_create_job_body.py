@@ -74,6 +74,13 @@ def test_what_nebius_sends_is_kept() -> None:
         ),
         ({"hyperparameters": {"learning_rate": 1e-4, "learning_rate_multiplier": 2}}, "hyperparameters.learning_rate"),
         ({"hyperparameters": {"warmup_ratio": 0.1, "warmup_steps": 2}}, "hyperparameters.warmup_ratio"),
+        (
+            {
+                "hyperparameters": {"learning_rate_multiplier": 2},
+                "method": {"type": "supervised", "supervised": {"learning_rate": 1e-4}},
+            },
+            "method.supervised.learning_rate",
+        ),
         ({"suffix": "a", "nickname": "b"}, "nickname"),
         ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
         ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised"),

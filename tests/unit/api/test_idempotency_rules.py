@@ -56,6 +56,10 @@ def test_another_form_is_another(other: list[tuple[str, str | None, bytes]]) -> 
     assert fingerprint("x", make_form("x", other)) != fingerprint("x", make_form("x", PARTS))
 
 
+def test_a_form_of_very_many_parts_is_not_kept_in_memory() -> None:
+    assert fingerprint("x", make_form("x", [("a", None, b"")] * 5000), step=4096) is None
+
+
 def test_a_form_that_is_cut_or_broken_is_not_known() -> None:
     assert fingerprint("x", make_form("x", PARTS)[:-8]) is None
     assert fingerprint("x", b"nothing of the kind\r\n\r\n" * 20) is None

@@ -5,7 +5,7 @@ import re
 from litestar.handlers import HTTPRouteHandler
 
 from luthier_api.domain import Principal, Scope
-from luthier_api.errors import ErrorCode
+from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.middleware import PUBLIC, SCOPE
 from luthier_api.reference import make_hollow_app
 
@@ -43,5 +43,6 @@ def test_every_error_has_a_code_a_status_and_a_sentence() -> None:
         assert re.fullmatch(r"[a-z_]+", error.code)
         assert 400 <= error.status < 600
         assert error.sentence.endswith(".")
+        assert ("retry-after" in ApiError(error, "").headers) == (error.status in (429, 503))
     pairs = [(error.code, error.status) for error in ErrorCode]
     assert len(set(pairs)) == len(pairs)

@@ -13,7 +13,7 @@ from luthier_api.dialects import openai
 from luthier_api.docs import describe_errors_and_uploads, openapi_config
 from luthier_api.domain import DialectName
 from luthier_api.exceptions import handlers
-from luthier_api.middleware import Authentication, Tracing, add_request_id, check_query, check_scope
+from luthier_api.middleware import API_VERSIONS, Authentication, Tracing, add_request_id, check_query, check_scope
 from luthier_common.kit.health import Health
 
 
@@ -30,9 +30,14 @@ async def readyz(health: NamedDependency[Health]) -> Response[dict[str, Any]]:
     return Response(status, status_code=503 if missing else 200)
 
 
-def mount(path: str, dialect: DialectName, *, is_described: bool = True) -> Router:
+AZURE_VERSIONS = ("v1", "latest", "preview")
+"""What clients that are set up for Azure's v1 address may send as `api-version`: all mean the same here."""
+
+
+def mount(path: str, dialect: DialectName, *, is_described: bool = True, api_versions: tuple[str, ...] = ()) -> Router:
     """The routes of a dialect below a path. Dialects differ in spelling, not in what their routes do."""
-    return Router(path, route_handlers=openai.CONTROLLERS, opt={DIALECT: dialect}, include_in_schema=is_described)
+    opt = {DIALECT: dialect, API_VERSIONS: api_versions}
+    return Router(path, route_handlers=openai.CONTROLLERS, opt=opt, include_in_schema=is_described)
 
 
 def build_app(process: Process) -> Litestar:
@@ -41,7 +46,7 @@ def build_app(process: Process) -> Litestar:
     app = Litestar(
         route_handlers=[
             mount("/v1", "openai"),
-            mount("/openai/v1", "openai", is_described=False),
+            mount("/openai/v1", "openai", is_described=False, api_versions=AZURE_VERSIONS),
             mount("/api/v1/llm", "mka1"),
             healthz,
             readyz,

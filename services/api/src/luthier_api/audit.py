@@ -119,7 +119,9 @@ class AuditLog:
             await self._db[COLLECTION].insert_many(rows, ordered=False)
         except BulkWriteError as error:
             # A row that is there already was written by an insert whose reply was lost.
-            if any(problem.get("code") != _DUPLICATE for problem in (error.details or {}).get("writeErrors", [{}])):
+            details = error.details or {}
+            is_known = all(problem.get("code") == _DUPLICATE for problem in details.get("writeErrors", [{}]))
+            if not is_known or details.get("writeConcernErrors"):
                 raise
         del self._rows[: len(rows)]
 

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from luthier_api.app import build_app
 from luthier_api.consumers import start
 from luthier_api.deps import Process
 from luthier_api.keys import KeyRing, ensure_admin_key, read_pepper
+from luthier_api.protocol import BoundedHttp
 from luthier_api.services.readiness import Readiness
 from luthier_api.settings import ApiSettings
 from luthier_common.kit.clock import SystemClock
@@ -100,7 +100,7 @@ async def serve(room: Room, process: Process) -> None:
 def _protocol(process: Process) -> type[asyncio.Protocol]:
     """HTTP that tells when a connection has ended: some clients then send their last request again."""
 
-    class Watched(HttpToolsProtocol):
+    class Watched(BoundedHttp):
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             process.around.connections.lost(self.client)

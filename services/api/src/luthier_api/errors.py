@@ -9,6 +9,8 @@ from luthier_common.kit.errors import LuthierError
 NO_RETRY = {"x-should-retry": "false"}
 CONFLICT = 409
 """Clients repeat a request that was answered so, unless they are told that it does not help."""
+RETRY_HEADERS = {CONFLICT: NO_RETRY, 429: {"retry-after": "1"}, 503: {"retry-after": "1"}}
+"""What every answer with such a status says of trying again, unless it knows better."""
 
 
 class ErrorCode(Enum):
@@ -134,7 +136,7 @@ class ApiError(LuthierError):
         self.error = error
         self.message = message
         self.param = param
-        self.headers = {**(NO_RETRY if error.status == CONFLICT else {}), **(headers or {})}
+        self.headers = {**RETRY_HEADERS.get(error.status, {}), **(headers or {})}
 
     @property
     def status(self) -> int:
@@ -150,7 +152,7 @@ class PassedOnError(LuthierError):
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
         super().__init__(str(error.get("message")))
         self.status = status
-        self.headers = dict(NO_RETRY) if status == CONFLICT else {}
+        self.headers = dict(RETRY_HEADERS.get(status, {}))
         self.code = str(error.get("code"))
         self._error = error
 

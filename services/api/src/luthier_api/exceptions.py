@@ -1,6 +1,7 @@
 """Every error as the envelope that clients know, mapped in one place."""
 
 import logging
+import re
 from typing import Any
 
 from litestar import Request, Response
@@ -22,8 +23,11 @@ _BY_STATUS = {
     413: ErrorCode.TOO_LARGE,
 }
 _REQUIRED = ("Field required", "Missing required")
+_BODY = "data"
+"""What handlers call the body."""
+_INDEX = re.compile(r"\.(\d+)(?=\.|$)")
+_NO_OBJECT = re.compile(r"Input should be a valid dictionary( or instance of \w+)?|Expected `object`, got `\w+`|'data'")
 _UNKNOWN = "Extra inputs are not permitted"
-RETRY_AFTER_S = 1
 MAX_PARAM = 200
 
 
@@ -58,13 +62,15 @@ def invalid(error: ValidationException) -> ApiError:
     """The first finding, naming the parameter by its path."""
     extra: Any = error.extra or []
     first = extra[0] if isinstance(extra, list) and extra else {}
-    param = str(first.get("key") or "")[:MAX_PARAM] or None
+    param = _INDEX.sub(r"[\1]", str(first.get("key") or ""))[:MAX_PARAM] or None
     message = str(first.get("message") or error.detail).removeprefix("Value error, ")
+    if _NO_OBJECT.fullmatch(message):
+        param, message = (None if param == _BODY else param), "must be an object"
     if message.startswith(_REQUIRED):
         return ApiError(ErrorCode.MISSING_PARAMETER, f"Missing required parameter: '{param}'.", param=param)
     if message == _UNKNOWN:
         return ApiError(ErrorCode.UNKNOWN_PARAMETER, f"Unrecognized request argument supplied: {param}", param=param)
-    told = f"Invalid value for '{param}': {message}" if param else message
+    told = f"Invalid value for '{param}': {message}" if param else f"The body is wrong: {message}"
     return ApiError(ErrorCode.INVALID_VALUE, told, param=param)
 
 
@@ -88,8 +94,7 @@ def _not_json(request: AnyRequest, _error: Exception) -> Response[Any]:
 
 def _unavailable(request: AnyRequest, error: Exception) -> Response[Any]:
     log.warning("a server is away: %s", type(error).__name__, extra={"request_id": request_id_of(request.scope)})
-    headers = {"retry-after": str(RETRY_AFTER_S)}
-    return _known(request, ApiError(ErrorCode.UNAVAILABLE, "A server did not answer; try again.", headers=headers))
+    return _known(request, ApiError(ErrorCode.UNAVAILABLE, "A server did not answer; try again."))
 
 
 def _internal(request: AnyRequest, error: Exception) -> Response[Any]:

@@ -15,6 +15,8 @@ from luthier_api.errors import ApiError, ErrorCode
 
 MAX_KEY = 255
 MAX_KEPT_BYTES = 64 * 1024
+MAX_PARTS = 16
+"""No form that the API takes has more; one that does is not remembered part by part."""
 NOT_FINAL = frozenset({401, 403, 408, 409, 425, 429})
 """Refusals that may be otherwise a moment later; nothing was done, so the repetition is tried anew."""
 SECRET_MARK = b"sk-lut-"
@@ -51,7 +53,7 @@ class FormFingerprint:
     """
 
     def __init__(self, boundary: str) -> None:
-        self._parser = PushMultipartParser(boundary)
+        self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
         self._parts: list[tuple[str, str, str]] = []
         self._is_broken = False
         self._head: MultipartSegment | None = None

@@ -29,6 +29,7 @@ MAX_CACHED = 10_000
 USED_EVERY_S = 60
 """`last_used_at` is this exact: a write for every request would cost more than the request."""
 _KEY = re.compile(r"sk-lut-([0-9a-f]{12}|[0-9a-f]{24})-[A-Za-z0-9_-]{43}")
+_IN_TEXT = re.compile(r"sk-lut-([0-9a-f]{12,24})-[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class KeyRing:
             epoch = self._epoch
             known = await self._look_up(match[1], digest)
             if len(self._known) >= MAX_CACHED:
-                self._known.clear()
+                self._make_room()
             if epoch == self._epoch:
                 self._known[digest] = known
         return known.principal
@@ -94,6 +95,11 @@ class KeyRing:
         """Whether the key was good when it was last looked up; for deciding whom to look up, never for admitting."""
         known = self._known.get(self.digest(key))
         return known is not None and known.principal is not None
+
+    def _make_room(self) -> None:
+        """Whoever sends many keys that are none does not push out those that are."""
+        good = {digest: known for digest, known in self._known.items() if known.principal is not None}
+        self._known = good if len(good) <= MAX_CACHED // 2 else {}
 
     def forget(self) -> None:
         """Look every key up anew: what is being looked up now may be older than the change that the caller made."""
@@ -201,11 +207,14 @@ class KeyRing:
             log.warning("the use of a key was not noted: %s", type(error).__name__, extra={"key_id": key_id})
 
 
+_IS_READER: Doc = {"$and": [{"$gt": ["$user", None]}, {"$ne": ["$user_role", "owner"]}]}
 _JOINED: list[Doc] = [
     {"$lookup": {"from": "orgs", "localField": "org", "foreignField": "_id", "as": "orgs"}},
     {"$lookup": {"from": "projects", "localField": "project", "foreignField": "_id", "as": "projects"}},
     {"$lookup": {"from": "users", "localField": "user", "foreignField": "_id", "as": "users"}},
     {"$lookup": {"from": "service_accounts", "localField": "service_account", "foreignField": "_id", "as": "accounts"}},
+    {"$set": {"member": {"$concat": ["$project", "/", "$user"]}, "user_role": {"$first": "$users.role"}}},
+    {"$lookup": {"from": "project_users", "localField": "member", "foreignField": "_id", "as": "memberships"}},
     {
         "$set": {
             "now": "$$NOW",
@@ -214,10 +223,10 @@ _JOINED: list[Doc] = [
             "is_orphan": {
                 "$or": [
                     {"$and": [{"$gt": ["$user", None]}, {"$eq": ["$users", []]}]},
+                    {"$and": [_IS_READER, {"$eq": ["$memberships", []]}]},
                     {"$and": [{"$gt": ["$service_account", None]}, {"$eq": ["$accounts", []]}]},
                 ]
             },
-            "user_role": {"$first": "$users.role"},
         }
     },
 ]
@@ -227,6 +236,11 @@ _JOINED: list[Doc] = [
 def _withheld(row: Doc) -> set[str]:
     """Only owners of the organisation administrate it, whatever their keys were made with."""
     return {str(Scope.ADMIN)} if row.get("user") is not None and row.get("user_role") != "owner" else set()
+
+
+def without_keys(text: str) -> str:
+    """The text for a record: of a key that somebody put into it only the id is left."""
+    return _IN_TEXT.sub(r"sk-lut-\1-...", text)
 
 
 def _value(key_id: str) -> str:

@@ -1,6 +1,7 @@
 """Around every request: its id, its span, and who sends it."""
 
 import secrets
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from luthier_common.kit.telemetry import tracer, use_traceparent
 PUBLIC = "public"
 SCOPE = "scope"
 FILTERS = "filters_metadata"
+API_VERSIONS = "api_versions"
 KEY_HEADERS = (b"x-api-key", b"api-key")
 MAX_END_USER = 256
 _ID = "request_id"
@@ -77,14 +79,16 @@ class Authentication(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         key = key_of(scope)
-        if not (key and self._keys.has_seen(key)):
-            self._failed.check(scope)
-        principal = await self._keys.principal(key) if key else None
+        is_over = not (key and self._keys.has_seen(key)) and self._failed.is_over(scope)
+        async with self._failed.turn() if is_over and key else nullcontext():
+            principal = await self._keys.principal(key) if key else None
         if principal is None:
+            if is_over:
+                raise self._failed.refused()
             self._failed.count(scope)
             message = "Incorrect API key provided." if key else "No API key provided: send it as a Bearer token."
             raise ApiError(ErrorCode.INVALID_API_KEY, message, headers={"www-authenticate": "Bearer"})
-        scope["user"] = _on_behalf_of(principal, header_of(scope, b"x-on-behalf-of"))
+        scope["user"] = _on_behalf_of(principal, headers_of(scope, b"x-on-behalf-of"))
         await next_app(scope, receive, send)
 
 
@@ -99,11 +103,20 @@ def key_of(scope: Scope) -> str | None:
     return keys.pop() if keys else None
 
 
-def _on_behalf_of(principal: Principal, value: bytes | None) -> Principal:
-    """The key as it acts for an end user; ApiError without the scope for it."""
-    end_user = (value or b"").decode("utf-8", "replace").strip()
-    if not end_user:
+def _on_behalf_of(principal: Principal, values: set[bytes]) -> Principal:
+    """The key as it acts for an end user; ApiError without the scope for it.
+
+    A header that names nobody, or not clearly one, is refused: without an end user the key would see all of them.
+    """
+    if not values:
         return principal
+    try:
+        [end_user] = [value.decode().strip() for value in values]
+    except ValueError:
+        end_user = ""
+    if not end_user:
+        message = "X-On-Behalf-Of must name one end user, in UTF-8."
+        raise ApiError(ErrorCode.INVALID_VALUE, message, param="X-On-Behalf-Of")
     if not principal.may(PrincipalScope.ON_BEHALF_OF):
         message = f"This API key lacks the scope {PrincipalScope.ON_BEHALF_OF}."
         raise ApiError(ErrorCode.MISSING_SCOPE, message, param="X-On-Behalf-Of", headers=NO_RETRY)
@@ -128,10 +141,17 @@ def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if handler.opt.get(PUBLIC):
         return
     known = handler.parsed_fn_signature.parameters
-    for name in connection.query_params:
+    for name, value in connection.query_params.multi_items():
+        if name == "api-version" and value in handler.opt.get(API_VERSIONS, ()):
+            continue
         if name not in known and not (handler.opt.get(FILTERS) and name.partition("[")[0] == "metadata"):
             message = f"Unrecognized query parameter: {name[:100]}"
             raise ApiError(ErrorCode.UNKNOWN_PARAMETER, message, param=name[:100])
+
+
+def headers_of(scope: Scope, name: bytes) -> set[bytes]:
+    """All different values of a header that may be sent once."""
+    return {value for key, value in scope["headers"] if key == name}
 
 
 def header_of(scope: Scope, name: bytes) -> bytes | None:

@@ -37,10 +37,9 @@ class Store:
 
     async def write_base(self, base: Doc) -> None:
         """Put a base into the catalogue, or replace what stood there under its name."""
-        fields = {name: value for name, value in base.items() if name != "_id"}
-        await self.db["bases"].update_one(
-            {"_id": base["_id"]}, {"$set": fields, "$currentDate": {"updated_at": True}}, upsert=True
-        )
+        fields = {name: {"$literal": value} for name, value in base.items() if name != "_id"}
+        times = {"updated_at": "$$NOW", "created_at": {"$ifNull": ["$created_at", "$$NOW"]}}
+        await self.db["bases"].update_one({"_id": base["_id"]}, [{"$set": fields | times}], upsert=True)
 
     async def org_name(self, org: str) -> str:
         found = await self.db["orgs"].find_one({"_id": org}, {"name": 1})

@@ -55,14 +55,27 @@ class Advanced:
         return self.outcome in (Outcome.APPLIED, Outcome.DUPLICATE)
 
 
-async def create(db: Database, fact: Fact, thing_id: str, fields: Mapping[str, Any], *, actor: Actor) -> Advanced:
-    """Insert a thing whose first fact is `fact`. `fields` hold org, project and owner. A known id is a duplicate."""
+async def create(
+    db: Database,
+    fact: Fact,
+    thing_id: str,
+    fields: Mapping[str, Any],
+    *,
+    actor: Actor,
+    expires_in_s: int | None = None,
+) -> Advanced:
+    """Insert a thing whose first fact is `fact`. `fields` hold org, project and owner. A known id is a duplicate.
+
+    `expires_in_s` sets `expires_at`, counted from `created_at` exactly: both are times of the database.
+    """
     life = LIFECYCLES[fact.kind]
     phase = life.moves([fact])[NEW]
     birth = secrets.token_hex(8)
     doc = _blank(fact.kind, thing_id, phase, life) | dict(fields) | fact.remembers() | {"birth": birth}
     collection = db[COLLECTIONS[fact.kind]]
     on_insert = _expressions(doc | {"seq": 0, "outbox": [], "ops": []}) | {"created_at": "$$NOW", "updated_at": "$$NOW"}
+    if expires_in_s is not None:
+        on_insert["expires_at"] = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": expires_in_s}}
     appends = _appends([fact], actor, phase, life)
     pipeline: list[Doc] = [
         {"$replaceWith": {"$cond": [{"$gt": ["$seq", 0]}, "$$ROOT", {"_id": thing_id, **on_insert}]}},

@@ -9,6 +9,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from luthier_api.audit import AuditLog
 from luthier_api.domain import Principal
 from luthier_api.errors import ApiError, ErrorCode
+from luthier_api.keys import without_keys
 from luthier_api.middleware import PUBLIC, request_id_of
 from luthier_api.rates import Windows
 from luthier_common.kit.mongo import Doc
@@ -63,7 +64,7 @@ class Auditing(ASGIMiddleware):
 def audited(scope: Scope, principal: Principal | None, status: int, code: str | None) -> Doc:
     """Who did what to which thing, and how it ended."""
     state: dict[str, Any] = scope["state"]
-    things = list(scope.get("path_params", {}).values())
+    things = "/".join(str(thing).strip("/") for thing in scope.get("path_params", {}).values())
     return {
         "org": principal.org if principal else None,
         "project": principal.project if principal else None,
@@ -71,7 +72,7 @@ def audited(scope: Scope, principal: Principal | None, status: int, code: str | 
         "end_user": principal.end_user if principal else None,
         "request_id": request_id_of(scope),
         "operation": str(scope["route_handler"].opt.get(OPERATION, "unknown")),
-        "thing": str(things[0])[:MAX_THING] if things else None,
+        "thing": without_keys(things)[:MAX_THING] or None,
         "status": status,
         "code": code,
         "replayed": bool(state.get(REPLAYED)),

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from datetime import timedelta
 
 from luthier_api.domain import Page, clean_filename
 from luthier_api.errors import ApiError, ErrorCode, not_found
@@ -78,8 +77,7 @@ class FileService:
         return str(file["_id"])
 
     async def _create(self, upload: Upload, core: str | None) -> Doc:
-        now = self._clock.now()
-        fresh = new_id(FILE_PREFIX, now)
+        fresh = new_id(FILE_PREFIX, self._clock.now())
         file_id = fresh if core is None else f"{FILE_PREFIX}{core}"
         who, within_s = self._repository.principal, self._settings.upload_timeout_s + BODY_MARGIN_S
         path, reference = f"files/{fresh}", f"file/{file_id}"
@@ -90,9 +88,8 @@ class FileService:
         fact = FileUploaded(
             filename=filename, bytes=stored.bytes, sha256=stored.sha256, purpose=purpose, object_key=stored.key
         )
-        expires_at = now + timedelta(seconds=expiry_s) if expiry_s else None
-        fields = fact.model_dump(mode="json") | {"expires_at": expires_at, "verdict": None}
-        created = await self._repository.create(fact, file_id, fields)
+        fields = fact.model_dump(mode="json") | {"expires_at": None, "verdict": None}
+        created = await self._repository.create(fact, file_id, fields, expires_in_s=expiry_s)
         assert created.doc is not None
         if created.doc["object_key"] != stored.key:
             await incoming.drop()

@@ -97,16 +97,19 @@ class FollowService:
     async def _stream(self, follower: Follower, place: Place | None) -> AsyncIterator[bytes]:
         at = _Reached(place, seq=place.seq if place else 1, may_be_end=place is not None)
         loop = asyncio.get_running_loop()
-        told_at_s = loop.time()
+        told_at_s = asked_at_s = loop.time()
         try:
             yield HELLO
             while not (self._followers.is_stopping or at.is_over):
                 follower.wake.clear()
                 told = b""
                 with suppress(*OUTAGES):  # the stream stays open and goes on when the database is back
+                    if loop.time() - asked_at_s >= self._heartbeat_s:
+                        asked_at_s = loop.time()
+                        if not await self._may_still():
+                            return
                     told = await self._read(follower.job_id, at)
                     if not told and loop.time() - told_at_s >= self._heartbeat_s:
-                        at.is_over = not await self._may_still()
                         told = HEARTBEAT
                 if told:
                     told_at_s = loop.time()

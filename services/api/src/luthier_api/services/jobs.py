@@ -1,7 +1,7 @@
 """Fine-tuning jobs: look at them, and the verbs. What a job does next is stated by facts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from luthier_api.domain import Page
@@ -35,6 +35,8 @@ class WantedJob:
     seed: int | None
     metadata: Mapping[str, str] | None
     hyperparameters: Hyperparameters
+    given_at: Mapping[str, str] = field(default_factory=dict)
+    """Where in the request each hyperparameter stands, for errors."""
 
 
 class JobService:
@@ -104,7 +106,7 @@ class JobService:
         length, most = wanted.hyperparameters.context_length, base.get("context_length")
         if length is not None and most is not None and length > most:
             message = f"context_length must be at most {most} for {base['_id']}."
-            raise ApiError(ErrorCode.INVALID_VALUE, message, param="hyperparameters.context_length")
+            raise ApiError(ErrorCode.INVALID_VALUE, message, param=wanted.given_at.get("context_length"))
         return base
 
     async def find_files(self, wanted: WantedJob) -> dict[str, Doc]:

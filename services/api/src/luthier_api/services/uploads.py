@@ -5,7 +5,6 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from luthier_api.domain import clean_filename
@@ -160,7 +159,6 @@ class UploadService:
                 message = "The md5 of the parts in this order is another one."
                 raise ApiError(ErrorCode.CHECKSUM_MISMATCH, message, param="md5")
             await incoming.keep(stored)
-            expires_at = self._clock.now() + timedelta(seconds=upload["expiry_s"]) if upload["expiry_s"] else None
             completed = await self._store.end(
                 upload["_id"],
                 "completed",
@@ -168,7 +166,6 @@ class UploadService:
                     "object_key": stored.key,
                     "sha256": stored.sha256,
                     "part_ids": [part["id"] for part in parts],
-                    "file_expires_at": expires_at,
                 },
             )
             await failpoint("uploads.after_completed")
@@ -198,8 +195,8 @@ async def make_file(db: Database, upload: Doc, actor: Actor) -> Doc:
         object_key=upload["object_key"],
     )
     owned = {name: upload[name] for name in ("org", "project", "end_user", "owner")}
-    fields = fact.model_dump(mode="json") | owned | {"expires_at": upload["file_expires_at"], "verdict": None}
-    created = await create(db, fact, upload["file_id"], fields, actor=actor)
+    fields = fact.model_dump(mode="json") | owned | {"expires_at": None, "verdict": None}
+    created = await create(db, fact, upload["file_id"], fields, actor=actor, expires_in_s=upload["expiry_s"])
     assert created.doc is not None
     return created.doc
 

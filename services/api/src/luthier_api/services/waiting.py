@@ -45,11 +45,11 @@ class WaitingRoom:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str, str | None], _Count] = {}
+        self._counts: dict[tuple[str, str], _Count] = {}
 
     async def has_room(self, repository: Repository, most: int) -> bool:
         who = repository.principal
-        place = (who.org, who.project, who.end_user)
+        place = (who.org, who.project)
         count = self._counts.get(place)
         if count is None or count.until_s < time.monotonic() or count.num_waiting >= most:
             count = _Count(await repository.count_waiting_jobs(most), time.monotonic() + COUNT_S)

@@ -39,10 +39,12 @@ class Repository:
         who = self.principal
         return Actor(key_id=who.key_id, end_user=who.end_user, request_id=self._request_id)
 
-    async def create(self, fact: Fact, thing_id: str, fields: Mapping[str, Any]) -> Advanced:
+    async def create(
+        self, fact: Fact, thing_id: str, fields: Mapping[str, Any], *, expires_in_s: int | None = None
+    ) -> Advanced:
         """A new thing of this project. A known id is a duplicate."""
         owned = {**fields, **self.owned, "owner": self.principal.owner}
-        return await create(self.db, fact, thing_id, owned, actor=self.actor)
+        return await create(self.db, fact, thing_id, owned, actor=self.actor, expires_in_s=expires_in_s)
 
     async def advance(self, fact: Fact, thing_id: str, *, also: Mapping[str, Any] | None = None) -> Advanced:
         """State a fact of a thing of this project; another project's thing is left as it is."""
@@ -73,7 +75,9 @@ class Repository:
         return await self._page("jobs", {**self.wall, **wanted}, page, JOB_FIELDS)
 
     async def count_waiting_jobs(self, most: int) -> int:
-        query = {**self.wall, "phase": {"$in": ["checking", "waiting"]}}
+        """Of the whole project: a limit for each end user would be none, since callers make them up."""
+        ours = {"org": self.principal.org, "project": self.principal.project}
+        query = {**ours, "phase": {"$in": ["checking", "waiting"]}}
         return await self.db["jobs"].count_documents(query, limit=most)
 
     # Models

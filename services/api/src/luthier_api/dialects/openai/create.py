@@ -67,6 +67,7 @@ def wanted_job(data: CreateJob) -> WantedJob:
         seed=data.seed,
         metadata=data.metadata,
         hyperparameters=_hyperparameters(data),
+        given_at=_given_at(data),
     )
 
 
@@ -110,12 +111,12 @@ def _suffix(data: CreateJob) -> str | None:
 def _hyperparameters(data: CreateJob) -> Hyperparameters:
     method = data.method.type if data.method else "supervised"
     _refuse_other_payloads(data.method)
-    merged = _merged(data, method)
-    _refuse_both(merged, "learning_rate", "learning_rate_multiplier")
-    _refuse_both(merged, "warmup_ratio", "warmup_steps")
+    merged, given_at = _merged(data, method), _given_at(data)
+    _refuse_both(merged, given_at, "learning_rate", "learning_rate_multiplier")
+    _refuse_both(merged, given_at, "warmup_ratio", "warmup_steps")
     if merged.get("lora") is False:
         message = "Full fine-tuning is not supported: no engine serves its models yet. Leave lora out, or true."
-        raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="hyperparameters.lora")
+        raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=given_at["lora"])
     if method == "reinforcement":
         _check_reinforcement(data)
     if method != "supervised":
@@ -145,6 +146,12 @@ def _merged(data: CreateJob, method: MethodName) -> dict[str, Any]:
     return merged
 
 
+def _given_at(data: CreateJob) -> dict[str, str]:
+    """Where in the body each hyperparameter stands."""
+    places = places_of(data.method, data.hyperparameters)
+    return {name: f"{place}.{name}" for place, values in places for name in values}
+
+
 def _check_reinforcement(data: CreateJob) -> None:
     """A job of this method needs a grader that can be read, and rows to be judged by."""
     assert data.method is not None
@@ -157,7 +164,7 @@ def _check_reinforcement(data: CreateJob) -> None:
     known_grader(data.method.reinforcement.grader, "method.reinforcement.grader")
 
 
-def _refuse_both(values: Mapping[str, Any], first: str, second: str) -> None:
+def _refuse_both(values: Mapping[str, Any], given_at: Mapping[str, str], first: str, second: str) -> None:
     if first in values and values.get(second, "auto") != "auto":
         message = f"{first} and {second} exclude each other."
-        raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=f"hyperparameters.{first}")
+        raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=given_at[first])

@@ -31,8 +31,8 @@ def _check(low: float, high: float, whole: bool, auto: bool, above: bool) -> Cal
     words = [
         *(["'auto' or"] if auto else []),
         "a whole number" if whole else "a number",
-        f"{'above' if above else 'from'} {low:g}",
-        *([f"to {high:g}"] if high < math.inf else []),
+        f"{'above' if above else 'from'} {low:.16g}",
+        *([f"to {high:.16g}"] if high < math.inf else []),
     ]
 
     def check(value: Any) -> Any:

@@ -10,7 +10,9 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from luthier_api.deps import AnyRequest
 from luthier_api.dialects.openai.create import CreateJob, wanted_job
+from luthier_api.dialects.openai.fields import MAX_METADATA
 from luthier_api.domain import ASCENDING, Order, Page, Scope, View
+from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.creation import JobCreation, Sent
 from luthier_api.services.events import EventService
 from luthier_api.services.jobs import JobService
@@ -166,5 +168,8 @@ def read_metadata_filter(query: Mapping[str, object]) -> tuple[dict[str, str], b
     for name, values in query.items():
         if match := _METADATA.fullmatch(name):
             pairs[match[1]] = str(values[-1] if isinstance(values, list) else values)
+    if len(pairs) > MAX_METADATA:
+        message = f"A job has at most {MAX_METADATA} pairs of metadata; so many may be asked for."
+        raise ApiError(ErrorCode.INVALID_VALUE, message, param="metadata")
     plain = query.get("metadata")
     return pairs, (plain[-1] if isinstance(plain, list) and plain else plain) == "null"

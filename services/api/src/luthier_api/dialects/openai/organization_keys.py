@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from luthier_api.dialects.openai.fields import Strict
 from luthier_api.dialects.openai.organization import Limit, Name, refuse_end_user
-from luthier_api.domain import Page, Scope
+from luthier_api.domain import ASCENDING, Order, Page, Scope
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.api_keys import ACCOUNT_SCOPES, KeyService, WantedKey
 from luthier_api.services.tenancy import TenancyService
@@ -153,10 +153,10 @@ class AdminKeysController(Controller):
         self,
         api_keys: NamedDependency[KeyService],
         after: FromQuery[str | None] = None,
-        order: FromQuery[Literal["asc", "desc"]] = "asc",
+        order: FromQuery[Order] = "asc",
         limit: Limit = 20,
     ) -> ListObject[AdminKeyObject]:
-        found = await api_keys.list_admin(Page(limit, after, ascending=order == "asc"))
+        found = await api_keys.list_admin(Page(limit, after, ascending=order in ASCENDING))
         return list_object([admin_key_object(key, owner) for key, owner in found[:limit]], has_more=len(found) > limit)
 
     @get("/{key_id:str}", operation="retrieve_admin_api_key", summary="Look at a key", scope=Scope.ADMIN)

@@ -1,6 +1,6 @@
 """`/v1/responses`."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
@@ -10,7 +10,7 @@ from litestar.response import Stream
 from luthier_api.answers import event_stream, while_connected
 from luthier_api.deps import AnyRequest
 from luthier_api.dialects.openai.response_body import CreateResponse, wanted_response
-from luthier_api.domain import Page, Scope, View
+from luthier_api.domain import ASCENDING, Order, Page, Scope, View
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.responses import ResponseService
 from luthier_api.settings import MIB
@@ -79,10 +79,10 @@ class ResponsesController(Controller):
         response_id: FromPath[str],
         responses: NamedDependency[ResponseService],
         after: FromQuery[str | None] = None,
-        order: FromQuery[Literal["asc", "desc"]] = "desc",
+        order: FromQuery[Order] = "desc",
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
     ) -> ListObject[InputItem]:
-        found = await responses.list_input(response_id, Page(limit, after, ascending=order == "asc"))
+        found = await responses.list_input(response_id, Page(limit, after, ascending=order in ASCENDING))
         return list_object(found[:limit], has_more=len(found) > limit)
 
     @post(
