@@ -43,7 +43,7 @@ async def test_trailers_without_end_are_cut_off_and_long_bodies_are_not(api: Api
     assert made.bytes == len(LINE) * 30_000
 
 
-@pytest.mark.parametrize("values", [[""], ["  "], [b"Jos\xe9"], ["ann", "bob"]])
+@pytest.mark.parametrize("values", [[""], ["\u3000"], [b"Jos\xe9"], ["ann", "bob"]])
 async def test_a_call_on_behalf_of_nobody_in_particular_is_refused(api: Api, values: list[str | bytes]) -> None:
     headers = [(b"X-On-Behalf-Of", each if isinstance(each, bytes) else each.encode()) for each in values]
     async with api.http() as http:
@@ -68,12 +68,11 @@ async def test_a_key_in_the_place_of_an_id_is_not_written_down(api: Api) -> None
 
 
 async def test_end_users_do_not_widen_the_limit_of_queued_jobs(api: Api) -> None:
-    project = "proj-many-users"
-    await api.db["projects"].insert_one({"_id": project, "org": "org-default", "name": "x", "archived_at": None})
-    key = await api.new_key("admin", project=project)
+    org, project = "org-many-users", "proj-many-users"
+    key = await api.new_key("admin", project=project, org=org)
     sdk = api.sdk(key)
     file = await sdk.files.create(file=("queue.jsonl", LINE * 20), purpose="fine-tune")
-    waiting = {"org": "org-default", "project": project, "phase": "waiting", "end_user": "ann"}
+    waiting = {"org": org, "project": project, "phase": "waiting", "end_user": "ann"}
     await api.db["jobs"].insert_many([{"_id": f"ftjob-queue{number}", **waiting} for number in range(30)])
     async with api.http(key) as http:
         body = {"model": TINY, "training_file": file.id}
@@ -87,3 +86,12 @@ async def test_a_filter_by_more_pairs_than_a_job_can_have_is_refused(api: Api) -
     async with api.http() as http:
         refused: httpx2.Response = await http.get(f"/v1/fine_tuning/jobs?{query}")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_models_are_not_lent_on_behalf_of_an_end_user(api: Api, method: str) -> None:
+    url = "/v1/fine_tuning/checkpoints/ft:tiny-base:x::0/permissions"
+    body = {"json": {"project_ids": ["proj-default"]}} if method == "POST" else {}
+    async with api.http() as http:
+        refused = await http.request(method, url, headers={"x-on-behalf-of": "ann"}, **body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "end_user_not_allowed")

@@ -155,6 +155,7 @@ async def test_the_weights_of_a_checkpoint_are_files(api: Api, save: Save) -> No
     mka1 = f"/api/v1/llm/files/{ids[0].replace('file-', 'file_')}/content"
     async with api.http() as http:
         assert (await http.get(mka1)).content == WEIGHTS["adapter_config.json"]
+    await _refused(sdk.files.delete(ids[0]), openai.ConflictError, "invalid_state")
     stranger = api.sdk(await api.new_key("admin", project="proj-stranger"))
     for call in (stranger.files.retrieve(ids[0]), stranger.files.content(ids[0]), stranger.files.delete(ids[0])):
         await _refused(call, openai.NotFoundError, "not_found")

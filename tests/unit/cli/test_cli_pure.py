@@ -6,7 +6,7 @@ import pytest
 
 from luthier_cli.connection import DEFAULT_URL, Connection, UsageError, find_connection
 from luthier_cli.jobs import number, pairs
-from luthier_cli.output import shown
+from luthier_cli.output import harmless, shown
 
 OURS = "sk-lut-0123456789ab-secret"
 THEIRS = "sk-proj-secret"
@@ -69,3 +69,8 @@ def test_values_as_people_read_them() -> None:
     assert shown("finished_at", None) == "-"
     assert shown("scopes", ["files:read", "inference"]) == "files:read,inference"
     assert shown("error", {"code": "c", "message": "m", "param": None}) == "c: m"
+
+
+def test_texts_of_others_do_not_steer_the_terminal() -> None:
+    assert harmless("two\nlines\tand \u00fc") == "two\nlines\tand \u00fc"
+    assert shown("metadata", {"note": "\x1b]0;gone\x07\x9b2J"}) == "note=?]0;gone??2J"

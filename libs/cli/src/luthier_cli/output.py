@@ -1,6 +1,7 @@
 """What the terminal shows: a table, or JSON of the very objects; and every error as one line."""
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -51,7 +52,7 @@ class Output:
 
     def line(self, item: Any, text: str) -> None:
         """One of many things that come one after the other: a line of text, or with --json a line of JSON."""
-        click.echo(json.dumps(as_row(item), ensure_ascii=False) if self.as_json else text)
+        click.echo(json.dumps(as_row(item), ensure_ascii=False) if self.as_json else harmless(text))
 
     def note(self, text: str) -> None:
         """A word beside the answer, out of its way."""
@@ -72,12 +73,17 @@ def shown(field: str, value: Any) -> str:
     if field.endswith("_at") or field == "created":
         return f"{datetime.fromtimestamp(int(value), UTC):%Y-%m-%d %H:%M:%S}"
     if field == "error" and isinstance(value, Mapping):
-        return f"{value.get('code')}: {value.get('message')}"
+        return harmless(f"{value.get('code')}: {value.get('message')}")
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        return harmless(",".join(map(str, value)))
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={part}" for name, part in value.items())
-    return str(value)
+        return harmless(" ".join(f"{name}={part}" for name, part in value.items()))
+    return harmless(str(value))
+
+
+def harmless(text: str) -> str:
+    """A text of others without what a terminal obeys."""
+    return "".join(char if char in "\n\t" or unicodedata.category(char) != "Cc" else "?" for char in text)
 
 
 def error_line(error: APIStatusError | APIConnectionError) -> str:
@@ -85,7 +91,7 @@ def error_line(error: APIStatusError | APIConnectionError) -> str:
     if isinstance(error, APIStatusError):
         message = error.message
         if isinstance(error.body, Mapping):
-            message = str(error.body.get("message") or message)
+            message = harmless(str(error.body.get("message") or message))
         facts = [
             f"code {error.code or error.status_code}",
             *([f"request {error.request_id}"] if error.request_id else []),

@@ -110,6 +110,9 @@ def _on_behalf_of(principal: Principal, values: set[bytes]) -> Principal:
     """
     if not values:
         return principal
+    if not principal.may(PrincipalScope.ON_BEHALF_OF):
+        message = f"This API key lacks the scope {PrincipalScope.ON_BEHALF_OF}."
+        raise ApiError(ErrorCode.MISSING_SCOPE, message, param="X-On-Behalf-Of", headers=NO_RETRY)
     try:
         [end_user] = [value.decode().strip() for value in values]
     except ValueError:
@@ -117,9 +120,6 @@ def _on_behalf_of(principal: Principal, values: set[bytes]) -> Principal:
     if not end_user:
         message = "X-On-Behalf-Of must name one end user, in UTF-8."
         raise ApiError(ErrorCode.INVALID_VALUE, message, param="X-On-Behalf-Of")
-    if not principal.may(PrincipalScope.ON_BEHALF_OF):
-        message = f"This API key lacks the scope {PrincipalScope.ON_BEHALF_OF}."
-        raise ApiError(ErrorCode.MISSING_SCOPE, message, param="X-On-Behalf-Of", headers=NO_RETRY)
     if len(end_user) > MAX_END_USER:
         message = f"X-On-Behalf-Of has at most {MAX_END_USER} characters."
         raise ApiError(ErrorCode.INVALID_VALUE, message, param="X-On-Behalf-Of")

@@ -10,6 +10,7 @@ from luthier_api.services.incoming import Incoming
 from luthier_api.settings import ApiSettings
 from luthier_api.store import END_OF_FILE, Repository, release_bytes
 from luthier_api.upload import Upload
+from luthier_api.wire.checkpoints import read_weights_file_id
 from luthier_common.contract.events import FileDeleted, FileUploaded
 from luthier_common.contract.ids import FILE_PREFIX, canonical_id, new_id
 from luthier_common.journal.advance import Outcome
@@ -72,6 +73,9 @@ class FileService:
         file = await self.get(file_id)
         deleted = await self._repository.advance(FileDeleted(), file["_id"], also=END_OF_FILE)
         if deleted.outcome is Outcome.ILLEGAL:
+            if read_weights_file_id(file["_id"]) is not None:
+                message = "The file belongs to a checkpoint and cannot be deleted alone."
+                raise ApiError(ErrorCode.INVALID_STATE, message, param="id")
             raise not_found("File object", file_id)
         await release_bytes(self._db, file["_id"])
         return str(file["_id"])

@@ -1,11 +1,13 @@
 """Uploads in parts: stored as they come, in any order and at once; put together in the order that the client names."""
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from luthier_api.domain import clean_filename
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, not_found
@@ -29,6 +31,8 @@ PART_PREFIX = "part_"
 MAX_PARTS = 10_000
 SPARE_PARTS = 16
 """Parts of the largest size that may be stored beyond what the file needs: those that were sent again."""
+_TURNS: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+"""By upload: a small request that asks for gigabytes to be copied does so once at a time."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,13 @@ class UploadService:
 
     async def complete(self, upload_id: str, part_ids: Sequence[str], md5: str | None) -> tuple[Doc, Doc]:
         """The completed upload and its file; once more for whoever names the same parts again."""
-        upload = await self._get(upload_id)
-        if upload["status"] == PENDING:
-            parts = _in_order(upload, part_ids)
-            upload = await self._put_together(upload, parts, md5)
+        await self._get(upload_id, with_parts=False)  # nobody else waits, or learns that there is something to wait for
+        turn = _TURNS.setdefault(upload_id, asyncio.Lock())
+        async with turn:
+            upload = await self._get(upload_id)
+            if upload["status"] == PENDING:
+                parts = _in_order(upload, part_ids)
+                upload = await self._put_together(upload, parts, md5)
         if upload["status"] != "completed" or upload["part_ids"] != list(part_ids):
             raise _wrong_state("complete", upload)
         file = await make_file(self._db, upload, self._actor)

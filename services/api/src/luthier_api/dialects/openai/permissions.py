@@ -9,6 +9,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from pydantic import Field, StrictStr
 
 from luthier_api.dialects.openai.fields import Strict
+from luthier_api.dialects.openai.organization import refuse_end_user
 from luthier_api.domain import Page, Scope
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.permissions import MAX_PROJECTS, PermissionService
@@ -26,6 +27,7 @@ class CreatePermissions(Strict):
 class PermissionsController(Controller):
     path = "/fine_tuning/checkpoints"
     tags = ("Fine-tuning",)
+    guards = (refuse_end_user,)
 
     @post(
         "/{path_tail:path}",
