@@ -6,8 +6,11 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 NAME ?=
 PYTEST_ARGS ?=
+SECONDS ?= 60
+SEED ?=
+CHILD ?= stub
 
-.PHONY: help setup demo up test unit lint format docs bench clean
+.PHONY: help setup demo up test unit chaos proof lint format docs bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[36mmake %-8s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,10 +25,17 @@ up: setup ## run Luthier here in the foreground; Ctrl-C stops it, .luthier/ keep
 	@$(BIN)/python -m luthier_stack up
 
 test: setup ## all tests: unit, contract, integration, end to end (PYTEST_ARGS adds flags)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 unit: setup ## only the tests that need no server
 	@$(BIN)/python -m pytest tests/unit tests/contract $(PYTEST_ARGS)
+
+chaos: setup ## hurt a whole stack by a seeded plan, then hold the invariants (SECONDS=60 SEED=n CHILD=stub|real)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds $(SECONDS) --child $(CHILD) $(if $(SEED),--seed $(SEED))
+
+proof: setup ## the whole programme that shows the promises, at full size, then half an hour of chaos: takes hours
+	@LUTHIER_PROOF=full $(BIN)/python -m pytest tests/proof $(PYTEST_ARGS)
+	@$(MAKE) chaos SECONDS=1800
 
 lint: setup ## style, types, import rules, and that generated documents are up to date
 	@$(BIN)/ruff check .

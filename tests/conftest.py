@@ -5,7 +5,6 @@ Each starts when first asked for, once a session.
 
 import asyncio
 import os
-import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import pytest
 from pymongo import AsyncMongoClient
 
+from builders.real_kafka import NEEDS_REAL, real_script
 from luthier_stack.logs import tail
 from luthier_stack.part import tied_to_this_process
 from luthier_stack.ports import find_free_ports, is_free
@@ -22,9 +22,8 @@ from luthier_stack.settings import StackSettings
 from luthier_stack.stack import Stack
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NEEDS_REAL = "needs the real servers"
-EXPECTED_SKIPS = (NEEDS_REAL, "needs a GPU")
-START_TIMEOUT_S = 60.0
+EXPECTED_SKIPS = (NEEDS_REAL, "needs a GPU", "needs a released version")
+START_TIMEOUT_S = 120.0
 KAFKA_CONTROLLER_OFFSET = 100
 
 
@@ -71,7 +70,7 @@ async def database_name(mongo_url: str) -> AsyncIterator[str]:
 @pytest.fixture(scope="session")
 async def real_kafka_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A real Apache Kafka with one broker, as host:port. It makes no topics by itself."""
-    script = _real_script("kafka-up")
+    script = real_script("kafka-up")
     port = next(p for p in find_free_ports(20) if is_free(p + KAFKA_CONTROLLER_OFFSET))
     async with _real_server(script, tmp_path_factory.mktemp("kafka"), port) as address:
         yield address
@@ -80,19 +79,9 @@ async def real_kafka_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
 @pytest.fixture(scope="session")
 async def real_s3(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealS3]:
     """A real S3 server over a directory; it has no bucket yet."""
-    script = _real_script("s3-up")
+    script = real_script("s3-up")
     async with _real_server(script, tmp_path_factory.mktemp("s3"), find_free_ports(1)[0]) as address:
         yield RealS3(address)
-
-
-def _real_script(name: str) -> Path:
-    """A start script of the real servers (LUTHIER_REAL names their folder), or a skip that says what is missing."""
-    folder = Path(os.environ.get("LUTHIER_REAL") or REPOSITORY.parent / "shared" / "real")
-    if not (folder / name).is_file():
-        pytest.skip(f"{NEEDS_REAL}: no folder {folder} with {name} (set LUTHIER_REAL)")
-    if shutil.which("java") is None:
-        pytest.skip(f"{NEEDS_REAL}: no Java on PATH")
-    return folder / name
 
 
 @asynccontextmanager
@@ -116,6 +105,14 @@ async def _real_server(script: Path, folder: Path, port: int) -> AsyncIterator[s
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`: what starts whole stacks shares one worker, every other folder stays together."""
+    for item in items:
+        folder = item.path.relative_to(REPOSITORY / "tests").parent
+        group = "stack" if folder.parts[0] in {"e2e", "proof"} else str(folder)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(trylast=True)

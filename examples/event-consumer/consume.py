@@ -2,6 +2,7 @@
 
     pip install aiokafka
     python examples/event-consumer/consume.py --kafka 127.0.0.1:9092 --history history.db [--until-idle 5]
+    ... --kafka broker:9093 --ca-file ca.pem --user me --password-file secret      # TLS, and SASL with SCRAM-SHA-512
 
 This is all that a consumer outside needs to know:
 
@@ -16,13 +17,17 @@ import argparse
 import asyncio
 import json
 import sqlite3
+import ssl
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 TOPICS = ("luthier.job-events.v1", "luthier.file-events.v1", "luthier.model-events.v1", "luthier.node-events.v1")
 TABLES = """
@@ -102,12 +107,12 @@ def _id_of(record: ConsumerRecord) -> str:
     return next((value.decode() for name, value in record.headers if name == "ce_id"), "")
 
 
-async def follow(kafka: str, history: History, until_idle_s: float | None) -> None:
+async def follow(kafka: dict[str, Any], history: History, until_idle_s: float | None) -> None:
     """Read all partitions from the saved positions on; without end, unless `until_idle_s` passes without a record."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="none")
+    partitions = await _find_partitions(kafka)
+    consumer = AIOKafkaConsumer(**kafka, enable_auto_commit=False, auto_offset_reset="none")
     await consumer.start()
     try:
-        partitions = [TopicPartition(topic, part) for topic in TOPICS for part in await _parts(consumer, topic)]
         consumer.assign(partitions)
         await _seek(consumer, history, partitions)
         last = looked = time.monotonic()
@@ -125,15 +130,26 @@ async def follow(kafka: str, history: History, until_idle_s: float | None) -> No
                     last = time.monotonic()
             sys.stdout.flush()
             if not batches and time.monotonic() - looked > 1:
-                await _seek(consumer, history, partitions)
+                with suppress(KafkaError):  # the broker is away; it is looked for again
+                    await _seek(consumer, history, partitions)
                 looked = time.monotonic()
     finally:
         await consumer.stop()
 
 
-async def _parts(consumer: AIOKafkaConsumer, topic: str) -> list[int]:
-    await consumer.topics()
-    return sorted(consumer.partitions_for_topic(topic) or ())
+async def _find_partitions(kafka: dict[str, Any]) -> list[TopicPartition]:
+    """The partitions of all topics, as soon as these have been made."""
+    admin = AIOKafkaAdminClient(**kafka)
+    await admin.start()
+    try:
+        while True:
+            described = await admin.describe_topics(list(TOPICS))
+            found = {topic["topic"]: [part["partition"] for part in topic["partitions"]] for topic in described}
+            if all(found.get(topic) for topic in TOPICS):
+                return [TopicPartition(topic, part) for topic in TOPICS for part in sorted(found[topic])]
+            await asyncio.sleep(1)
+    finally:
+        await admin.close()
 
 
 async def _seek(consumer: AIOKafkaConsumer, history: History, partitions: list[TopicPartition]) -> None:
@@ -153,8 +169,26 @@ def main() -> None:
     parser.add_argument("--kafka", required=True, help="bootstrap servers, host:port")
     parser.add_argument("--history", default="history.db", help="the SQLite file")
     parser.add_argument("--until-idle", type=float, help="stop after so many seconds without a new fact")
+    parser.add_argument("--ca-file", type=Path, help="speak TLS, and trust the authorities in this PEM file")
+    parser.add_argument("--user", help="log in with SASL")
+    parser.add_argument("--password-file", type=Path, help="the file with the user's password")
+    parser.add_argument("--mechanism", default="SCRAM-SHA-512", choices=["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
     options = parser.parse_args()
-    asyncio.run(follow(options.kafka, History(options.history), options.until_idle))
+    asyncio.run(follow(_access(options), History(options.history), options.until_idle))
+
+
+def _access(options: argparse.Namespace) -> dict[str, Any]:
+    """How every client reaches Kafka, as aiokafka calls it."""
+    tls = "SSL" if options.ca_file else "PLAINTEXT"
+    protocol = f"SASL_{tls}" if options.user else tls
+    access: dict[str, Any] = {"bootstrap_servers": options.kafka, "security_protocol": protocol}
+    if options.ca_file:
+        access["ssl_context"] = ssl.create_default_context(cafile=options.ca_file)
+    if options.user:
+        access["sasl_mechanism"] = options.mechanism
+        access["sasl_plain_username"] = options.user
+        access["sasl_plain_password"] = options.password_file.read_text().strip()
+    return access
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from aiokafka.structs import TopicPartition
 from builders.jobs import JobStory
 from luthier_common.contract.envelope import Envelope
 from luthier_common.contract.topics import TOPICS, Kind
-from luthier_common.kit.broker import build_broker, hear, listening
+from luthier_common.kit.broker import HEAR_WAIT_MS, build_broker, hear, listening
 from luthier_common.kit.mongo import Database
-from luthier_common.kit.stream import FETCH_WAIT_MS
 from luthier_stack.stack import Stack
 
 RATE = 100.0
@@ -100,7 +99,7 @@ async def _listed(stack: Stack, job_id: str, latencies: list[float]) -> None:
     while not json.loads(await client.get(f"/v1/fine_tuning/jobs/{job_id}/events?limit=1"))["data"]:
         if time.perf_counter() - committed_at > DRAIN_S:
             raise SystemExit(f"the event of {job_id} was never listed")
-        await asyncio.sleep(0.003)
+        await asyncio.sleep(0.01)
     latencies.append((time.perf_counter() - committed_at) * 1000)
     client.close()
 
@@ -129,7 +128,7 @@ async def _least_chain(url: str, db: Database, chain: Chain) -> AsyncIterator[No
         await admin.create_topics([NewTopic(TOPIC, 1, 1)])
     await admin.close()
     producer = AIOKafkaProducer(bootstrap_servers=url, acks="all", linger_ms=0, enable_idempotence=False)
-    consumer = AIOKafkaConsumer(bootstrap_servers=url, auto_offset_reset="latest", fetch_max_wait_ms=FETCH_WAIT_MS)
+    consumer = AIOKafkaConsumer(bootstrap_servers=url, auto_offset_reset="latest", fetch_max_wait_ms=HEAR_WAIT_MS)
     await producer.start()
     await consumer.start()
     consumer.assign([TopicPartition(TOPIC, 0)])

@@ -66,12 +66,12 @@ async def measure() -> None:
         report_spread("create_job.latency_at_100_per_s", at_100.latencies_ms)
 
 
-async def make_places(stack: Stack, db: Database) -> list[Place]:
+async def make_places(stack: Stack, db: Database, number: int = NUM_PROJECTS) -> list[Place]:
     """One key and one file for each of many projects."""
     await Client.connect(stack.port)
     ring = KeyRing(db, read_pepper(stack.home), cache_s=1)
     rows = write_chat_file(stack.home / "rows.jsonl", 12)
-    return [await _make_place(stack, ring, number, rows) for number in range(NUM_PROJECTS)]
+    return [await _make_place(stack, ring, count, rows) for count in range(number)]
 
 
 async def _make_place(stack: Stack, ring: KeyRing, number: int, rows: Path) -> Place:

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
+from builders.bases import make_tiny_base, write_chat_file
 from builders.jobs import ACTOR, OWNED, JobStory, make_resolved, make_spec
 from luthier_common.contract import events as f
 from luthier_common.journal.advance import create
 from luthier_common.kit.mongo import Database
-from luthier_common.kit.objects import ObjectStore
+from luthier_common.kit.objects import ObjectStore, open_objects
 from luthier_trainer.executor import LocalExecutor
 from luthier_trainer.settings import TrainerSettings
 from luthier_trainer.store import Store
@@ -117,3 +120,18 @@ class World(NamedTuple):
             "context_length": 256,
         }
         await self.db["bases"].insert_one(entry)
+
+
+@asynccontextmanager
+async def world_at(db: Database, root: Path) -> AsyncIterator[World]:
+    """A tiny base in the catalogue; a short, a long and a validation file."""
+    base = make_tiny_base(root / "base", name="tiny")
+    digest = json.loads((base / "bundle.json").read_bytes())["digest"]
+    (root / "objects").mkdir()
+    async with open_objects(f"file://{root / 'objects'}") as objects:
+        made = World(db, objects, root, digest)
+        await made.add_base()
+        await made.add_file("file-training", write_chat_file(root / "train.jsonl", 18))
+        await made.add_file("file-long", write_chat_file(root / "long.jsonl", 120))
+        await made.add_file("file-validation", write_chat_file(root / "valid.jsonl", 4, start=1000))
+        yield made

@@ -9,6 +9,7 @@ from typing import Any
 from openai import AsyncOpenAI
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
+from builders.stub_trainer import command_of, set_pace
 from builders.waiting import until
 from luthier_common.kit.mongo import Database, Doc, open_mongo
 from luthier_stack.ports import find_free_ports
@@ -111,16 +112,32 @@ class Workshop:
 
 
 def stack_settings(
-    home: Path, base: Path, *, kafka_url: str | None = None, objects_url: str | None = None, **env: str
+    home: Path,
+    base: Path,
+    *,
+    kafka_url: str | None = None,
+    objects_url: str | None = None,
+    stub_child: bool = False,
+    steps_per_s: float = 20.0,
+    **env: str,
 ) -> StackSettings:
-    """A whole stack on free ports with the tiny base and short intervals; `env` is for its services."""
+    """A whole stack on free ports with the tiny base and short intervals; `env` is for its services.
+
+    With `stub_child` its trainer has four slots and trains nothing, so many steps a second; `set_pace` changes that.
+    """
+    stubbed: dict[str, str] = {}
+    commands: dict[str, tuple[str, ...]] = {}
+    if stub_child:
+        stubbed = {"LUTHIER_TRAINER_CPU_SLOTS": "4", "LUTHIER_STEPS_EVERY_S": "0.2"}
+        commands = {"trainer": command_of(set_pace(home, steps_per_s=steps_per_s))}
     return StackSettings(
         home=home,
         port=find_free_ports(1)[0],
         mongo_url=None,
         kafka_url=kafka_url,
         objects_url=objects_url,
-        service_env=QUICK | {"LUTHIER_BASE_SOURCES": json.dumps({TINY: str(base)})} | env,
+        service_env=QUICK | {"LUTHIER_BASE_SOURCES": json.dumps({TINY: str(base)})} | stubbed | env,
+        commands=commands,
     )
 
 

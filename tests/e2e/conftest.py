@@ -15,7 +15,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("base") / TINY, name=TINY)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> AsyncIterator[Stack]:
     async with Stack(stack_settings(tmp_path_factory.mktemp("home"), tiny_base)) as stack:
         await wait_ready(stack)

@@ -72,7 +72,7 @@ async def test_from_an_uploaded_file_to_an_answering_model(workshop: Workshop, r
 
 async def test_a_job_pauses_holds_no_slot_and_goes_on_from_its_checkpoint(workshop: Workshop, rows: Path) -> None:
     client = workshop.client
-    job = await workshop.create(rows, num_epochs=50)
+    job = await workshop.create(rows, num_epochs=25)
     await workshop.steps(job.id, 10)
     await client.fine_tuning.jobs.pause(job.id)
     await workshop.in_phase(job.id, "paused")
@@ -90,7 +90,7 @@ async def test_a_job_pauses_holds_no_slot_and_goes_on_from_its_checkpoint(worksh
     ended = await workshop.ended(job.id)
     assert ended.status == "succeeded", ended.error
     doc = await workshop.doc(job.id)
-    assert (doc["attempt"], doc["last_step"]) == (2, 300)
+    assert (doc["attempt"], doc["last_step"]) == (2, 150)
     started = await workshop.db["events"].find_one({"thing": job.id, "type": "RunStarted", "body.attempt": 2})
     assert started is not None
     assert started["body"]["data"]["resumed_from_step"] == stopped_at

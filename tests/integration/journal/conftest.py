@@ -19,12 +19,12 @@ Journal = Callable[..., AbstractAsyncContextManager[None]]
 @pytest.fixture
 def journal(db: Database) -> Journal:
     @asynccontextmanager
-    async def run(url: str, owner: str = "one") -> AsyncIterator[None]:
+    async def run(url: str, owner: str = "one", source: str = "luthier/test/1") -> AsyncIterator[None]:
         await ensure_topics(url)
         clock, stopping, wake = SystemClock(), asyncio.Event(), asyncio.Event()
         writer, reader = Writer(url), Reader(url)
-        relay = Relay(db, writer, owner=owner, source="luthier/test/1", clock=clock)
-        projector = Projector(db, reader, owner=owner, clock=clock)
+        relay = Relay(db, writer, owner=owner, source=source, clock=clock)
+        projector = Projector(db, reader, owner=owner, clock=clock, source=source)
         tasks = [
             asyncio.create_task(run_relay(relay, wake, stopping, lambda: None)),
             asyncio.create_task(run_projector(projector, stopping, lambda: None)),

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import pytest
+
 from builders.jobs import JobStory, make_step
 from builders.waiting import until
 from luthier_common.contract.envelope import read_envelope
@@ -47,18 +49,23 @@ async def emptied(db: Database) -> bool:
     return await db["jobs"].find_one({"pend": True}, {"_id": 1}) is None
 
 
+@pytest.fixture(params=["kafka_url", "real_kafka_url"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
 async def test_its_history_is_the_event_list_also_over_a_kill(
-    db: Database, journal: Journal, kafka_url: str, tmp_path: Path
+    db: Database, journal: Journal, broker_url: str, tmp_path: Path
 ) -> None:
     history = tmp_path / "history.db"
-    async with journal(kafka_url):
+    async with journal(broker_url):
         story = await (await JobStory.created(db)).in_training()
         await until(lambda: emptied(db), what="empty outboxes")
-        told = [line for line in await lines_of(kafka_url, history) if story.id in line]
+        told = [line for line in await lines_of(broker_url, history) if story.id in line]
         assert [line.split()[2] for line in told] == [str(seq) for seq in range(1, len(told) + 1)]
         assert told[0].split()[3] == "JobCreated"
 
-        process = await start(kafka_url, history)
+        process = await start(broker_url, history)
         for step in range(1, 30):
             await story.tell(make_step(step), attempt=1)
         assert process.stdout is not None
@@ -67,6 +74,6 @@ async def test_its_history_is_the_event_list_also_over_a_kill(
         process.send_signal(signal.SIGKILL)
         await process.wait()
         await until(lambda: emptied(db), what="empty outboxes")
-        await lines_of(kafka_url, history)
+        await lines_of(broker_url, history)
         assert kept(history, story.id) == await listed(db, story.id)
-        assert await lines_of(kafka_url, history) == []
+        assert await lines_of(broker_url, history) == []

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -11,10 +11,11 @@ import pytest
 from builders.jobs import JobStory, make_step
 from builders.waiting import until
 from luthier_common.contract import events as f
-from luthier_common.contract.envelope import Envelope
+from luthier_common.contract.envelope import Envelope, read_envelope
 from luthier_common.contract.topics import DEAD_LETTERS, TOPICS, Kind, partition_of
-from luthier_common.journal import relay
+from luthier_common.journal import notes, relay
 from luthier_common.journal.auditor import audit
+from luthier_common.journal.projector import Projector
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database
@@ -135,6 +136,43 @@ async def test_a_broker_that_lost_its_log_loses_no_event(db: Database, journal: 
             assert await told(db, story) == list(range(1, (await story.doc())["seq"] + 1))
 
 
+class WrongEnds(Reader):
+    """A broker that names an end before what it holds, as an embedded one may after it was killed."""
+
+    def log_end(self, part: Part) -> tuple[int, int] | None:
+        end = super().log_end(part)
+        return end and (0, end[1])
+
+
+async def test_a_wrong_end_of_the_log_does_not_keep_lost_facts_from_being_told_again(
+    db: Database, kafka_url: str
+) -> None:
+    await ensure_topics(kafka_url)
+    writer, reader, clock = Writer(kafka_url), WrongEnds(kafka_url), SystemClock()
+    telling = relay.Relay(db, writer, owner="one", source=f"luthier/{db.name}/1", clock=clock)
+    projector = Projector(db, reader, owner="one", clock=clock, source=f"luthier/{db.name}/1")
+    story = await (await JobStory.created(db)).in_training()
+    await until(telling.step, what="the first facts to be sent")
+    await telling.release()
+
+    async def projected() -> bool:
+        await projector.step()
+        return await emptied(db)
+
+    await until(projected, what="the first facts in the list")
+    await story.tell(make_step(1), attempt=1)
+    lost = {"outbox.$[].offset": 10**9, "outbox.$[].partition": 0, "unsent": False}
+    await db["jobs"].update_one({"_id": story.id}, {"$set": lost})
+
+    async def handed_back() -> bool:
+        await projector.step()
+        return bool((await story.doc())["unsent"])
+
+    await until(handed_back, what="the lost fact to be handed back to the relay")
+    await writer.close()
+    await reader.close()
+
+
 async def test_what_gathered_while_the_broker_was_away_is_told_in_several_passes(
     db: Database, journal: Journal, kafka_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +197,73 @@ async def test_a_relay_without_leases_publishes_nothing_and_takes_over_when_they
     assert await two.step() == 0
     await one.release()
     await until(two.step, within_s=5, what="the second relay to take over")
+    await two.release()
     await writer.close()
+
+
+async def test_a_second_fact_is_told_at_once_and_the_first_only_once_while_no_place_is_noted(
+    db: Database, kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notes, "WRITE_AFTER_S", 60.0)
+    await ensure_topics(kafka_url)
+    writer, reader, wake, stopping = Writer(kafka_url), Reader(kafka_url), asyncio.Event(), asyncio.Event()
+    teller = relay.Relay(db, writer, owner="one", source="s", clock=SystemClock())
+    telling = asyncio.create_task(relay.run_relay(teller, wake, stopping, lambda: None, idle_s=60.0))
+    watching = asyncio.create_task(relay.wake_on_change(db, wake))
+    story = await JobStory.created(db)
+    await reader.seek({Part(TOPICS[Kind.JOB].name, partition_of(Kind.JOB, story.id)): 0})
+    heard: list[int] = []
+
+    async def has_told(seq: int) -> bool:
+        batches, _ = await reader.read(wait_ms=50)
+        values = (record.value for records in batches.values() for record in records)
+        heard.extend(read_envelope(value).seq for value in values if story.id.encode() in value)
+        return seq in heard
+
+    wake.set()  # the change stream may not have been there yet
+    await until(lambda: has_told(1), what="the first fact")
+    await story.accepted()
+    await until(lambda: _is_told_after(story, has_told), what="the second fact")
+    assert heard == list(range(1, max(heard) + 1))
+    assert (await story.doc())["outbox"][0]["offset"] is None
+    stopping.set()
+    wake.set()
+    await telling
+    assert [entry["offset"] for entry in (await story.doc())["outbox"]].count(None) == 0
+    watching.cancel()
+    await writer.close()
+    await reader.close()
+
+
+async def _is_told_after(story: JobStory, has_told: Callable[[int], Awaitable[bool]]) -> bool:
+    """Whether a fact that is stated now is told soon, by the change stream alone."""
+    seq = (await story.doc())["seq"] + 1
+    assert (await story.tell(f.QueueReasonChanged(reason=f"reason {seq}", message="x"))).applied
+    for _ in range(40):
+        if await has_told(seq):
+            return True
+    return False
+
+
+async def test_a_projector_whose_position_was_taken_over_goes_on_when_it_is_free(
+    db: Database, journal: Journal, kafka_url: str
+) -> None:
+    async with journal(kafka_url):
+        story = await JobStory.created(db)
+        await until(lambda: emptied(db), what="empty outboxes")
+        name = f"{TOPICS[Kind.JOB].name}/{partition_of(Kind.JOB, story.id)}"
+        soon = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": 3}}
+        taken = {"owner": "other", "epoch": {"$add": ["$epoch", 1]}, "until": soon}
+        before = await db["positions"].find_one_and_update({"_id": name}, [{"$set": taken}])
+        await story.tell(f.JobCancelled(), op_id="c")
+        await until(lambda: emptied(db), what="empty outboxes")
+        assert await told(db, story) == [1, 2]
+
+        async def is_ours() -> bool:
+            beyond = {"_id": name, "owner": "one", "offset": {"$gt": (before or {})["offset"]}}
+            return await db["positions"].find_one(beyond) is not None
+
+        await until(is_ours, what="the position to be taken back")
 
 
 async def test_a_filled_outbox_wakes_the_relay_and_other_writes_do_not(db: Database) -> None:

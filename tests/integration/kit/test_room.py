@@ -200,6 +200,26 @@ run_room("api", main, stop_after_s=4)
         assert any("did not stop within 4 s" in line["message"] for line in lines)
 
 
+def test_a_thread_that_hangs_in_a_call_to_a_dead_server_does_not_hold_up_the_exit() -> None:
+    """Drivers have pools of threads; the end of an interpreter waits for all of them."""
+    process = _start(
+        """
+from concurrent.futures import ThreadPoolExecutor
+async def main(room):
+    pool = ThreadPoolExecutor(1)
+    pool.submit(time.sleep, 3600)
+    say("up")
+    await room.stopping.wait()
+run_room("api", main)
+"""
+    )
+    _wait_for(process, "up")
+    took_s, _, lines = _end(process)
+    assert process.returncode == 0
+    assert took_s < 3
+    assert lines[-1]["message"] == "stopped"
+
+
 async def test_health_is_served_and_says_what_is_missing(free_port: Callable[[], int]) -> None:
     port = free_port()
     process = _start(

@@ -1,27 +1,17 @@
 """Telemetry as a collector sees it. Each case is a process of its own: providers are set once per process."""
 
-import gzip
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
-from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-REQUESTS: dict[str, Any] = {
-    "/v1/traces": ExportTraceServiceRequest,
-    "/v1/metrics": ExportMetricsServiceRequest,
-    "/v1/logs": ExportLogsServiceRequest,
-}
+from builders.collector import Collector, attributes_of, collecting
+
 PROGRAM = """
 import logging
 from luthier_common.kit.logs import bind, start_logs
@@ -48,50 +38,10 @@ meter().create_counter("luthier.jobs.finished").add(2, {"status": "succeeded"})
 """
 
 
-class Collector:
-    """An OTLP receiver that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.got: dict[str, list[dict[str, Any]]] = {path: [] for path in REQUESTS}
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                collector.got[self.path].append(MessageToDict(REQUESTS[self.path].FromString(body)))
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_args: Any) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
-        self.thread.start()
-
-    def spans(self) -> dict[str, dict[str, Any]]:
-        batches = [batch for got in self.got["/v1/traces"] for batch in got["resourceSpans"]]
-        return {s["name"]: s for batch in batches for scope in batch["scopeSpans"] for s in scope["spans"]}
-
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        batches = [batch for got in self.got["/v1/metrics"] for batch in got["resourceMetrics"]]
-        return {m["name"]: m for batch in batches for scope in batch["scopeMetrics"] for m in scope["metrics"]}
-
-    def logs(self) -> list[dict[str, Any]]:
-        batches = [batch for got in self.got["/v1/logs"] for batch in got["resourceLogs"]]
-        return [record for batch in batches for scope in batch["scopeLogs"] for record in scope["logRecords"]]
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    made = Collector()
-    yield made
-    made.server.shutdown()
-    made.thread.join()
-    made.server.server_close()
+    with collecting() as made:
+        yield made
 
 
 def _run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -105,13 +55,8 @@ def _run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _attributes(thing: dict[str, Any]) -> dict[str, Any]:
-    return {item["key"]: next(iter(item["value"].values())) for item in thing.get("attributes", [])}
-
-
 def test_a_collector_gets_all_three_signals_and_no_secret(collector: Collector) -> None:
-    endpoint = f"http://127.0.0.1:{collector.server.server_port}"
-    run = _run(PROGRAM + "telemetry.stop()", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, LUTHIER_LOG_FORMAT="json")
+    run = _run(PROGRAM + "telemetry.stop()", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, LUTHIER_LOG_FORMAT="json")
     spans = collector.spans()
     assert spans["handle"]["traceId"] == spans["create"]["traceId"]
     assert spans["handle"]["parentSpanId"] == spans["create"]["spanId"]
@@ -120,11 +65,11 @@ def test_a_collector_gets_all_three_signals_and_no_secret(collector: Collector) 
     assert "parentSpanId" not in attempt
     assert attempt["links"][0]["spanId"] == spans["create"]["spanId"]
     assert attempt["status"]["code"] == "STATUS_CODE_ERROR"
-    assert _attributes(attempt["events"][0])["exception.type"] == "RuntimeError"
-    assert _attributes(spans["create"]) == {"luthier.job_id": "ftjob-1"}
+    assert attributes_of(attempt["events"][0])["exception.type"] == "RuntimeError"
+    assert attributes_of(spans["create"]) == {"luthier.job_id": "ftjob-1"}
     assert "canary" not in json.dumps(collector.got)
 
-    resource = _attributes(collector.got["/v1/traces"][0]["resourceSpans"][0]["resource"])
+    resource = attributes_of(collector.got["/v1/traces"][0]["resourceSpans"][0]["resource"])
     assert resource["service.name"] == "luthier-api"
     bounds = collector.metrics()["luthier.queue.wait"]["histogram"]["dataPoints"][0]["explicitBounds"]
     assert bounds[0] < 0.01
@@ -132,8 +77,8 @@ def test_a_collector_gets_all_three_signals_and_no_secret(collector: Collector) 
     assert collector.metrics()["luthier.jobs.finished"]["sum"]["dataPoints"][0]["asInt"] == "2"
 
     (told,) = [record for record in collector.logs() if record["body"]["stringValue"] == "went wrong"]
-    assert _attributes(told)["job_id"] == "ftjob-1"
-    assert "ValueError: fails" in _attributes(told)["exception.stacktrace"]
+    assert attributes_of(told)["job_id"] == "ftjob-1"
+    assert "ValueError: fails" in attributes_of(told)["exception.stacktrace"]
     assert told["traceId"] == spans["create"]["traceId"]
     (line,) = [json.loads(text) for text in run.stderr.splitlines()]
     assert line["job_id"] == "ftjob-1"
@@ -180,3 +125,28 @@ def test_a_taken_metrics_port_does_not_stop_the_service(free_port: Callable[[], 
         )
     assert run.stdout == "fine\n"
     assert "metrics are not served" in run.stderr
+
+
+def test_a_series_that_is_taken_back_is_shown_no_longer(free_port: Callable[[], int]) -> None:
+    port = free_port()
+    program = f"""
+import urllib.request
+from luthier_common.kit.telemetry import *
+
+def shown():
+    text = urllib.request.urlopen("http://127.0.0.1:{port}/metrics").read().decode()
+    return sorted(line.split("{{")[1].split(",")[0] for line in text.splitlines() if line.startswith("luthier_loss"))
+
+gauge = LiveGauge("luthier.loss", "", "Loss")
+telemetry = start_telemetry("trainer")
+gauge.set(1.0, job_id="a")
+gauge.set(2.0, job_id="b")
+print(shown())
+gauge.drop(job_id="a")
+print(shown())
+gauge.replace([(3.0, {{"job_id": "c"}})])
+print(shown())
+telemetry.stop()
+"""
+    run = _run(program, OTEL_METRICS_EXPORTER="prometheus", OTEL_EXPORTER_PROMETHEUS_PORT=str(port))
+    assert run.stdout.split("\n")[:3] == ["['job_id=\"a\"', 'job_id=\"b\"']", "['job_id=\"b\"']", "['job_id=\"c\"']"]

@@ -2,13 +2,16 @@
 
 import uuid
 
+import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from builders.waiting import until
 from luthier_common.contract.topics import Topic
 from luthier_common.kit.broker import build_broker, hear, listening
-from luthier_common.kit.stream import ensure_topics
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.stream import Copies, ensure_topics
 
 
 async def test_a_topic_that_was_made_with_fewer_partitions_gets_the_others(real_kafka_url: str) -> None:
@@ -25,6 +28,22 @@ async def test_a_topic_that_was_made_with_fewer_partitions_gets_the_others(real_
         assert await producer.partitions_for(topic.name) == {0, 1, 2}
     finally:
         await producer.stop()
+
+
+async def test_a_topic_has_the_copies_that_were_asked_for_or_is_not_made(real_kafka_url: str) -> None:
+    kept, refused = (Topic(f"test.{uuid.uuid4().hex[:8]}", 1, "of a test") for _ in range(2))
+    await ensure_topics(real_kafka_url, copies=Copies(replication=1, min_insync=1), topics=[kept])
+    with pytest.raises(TransientError, match=refused.name):
+        await ensure_topics(real_kafka_url, copies=Copies(replication=3, min_insync=2), topics=[refused])
+    admin = AIOKafkaAdminClient(bootstrap_servers=real_kafka_url)
+    await admin.start()
+    try:
+        assert refused.name not in await admin.list_topics()
+        wanted = ConfigResource(ConfigResourceType.TOPIC, kept.name, {"min.insync.replicas": None})
+        [response] = await admin.describe_configs([wanted])
+        assert [entry[:2] for entry in response.resources[0][4]] == [("min.insync.replicas", "1")]
+    finally:
+        await admin.close()
 
 
 async def test_a_room_that_listens_first_makes_no_topic(real_kafka_url: str) -> None:
@@ -47,3 +66,18 @@ async def test_a_room_that_listens_first_makes_no_topic(real_kafka_url: str) -> 
             assert topic.name not in await admin.list_topics()
         finally:
             await admin.close()
+
+
+async def test_a_room_hears_where_several_bootstrap_servers_are_named(real_kafka_url: str) -> None:
+    broker = build_broker(f"{real_kafka_url},127.0.0.1:1", "test")
+
+    async def on_fact(_: object) -> None:
+        return None
+
+    hear(broker, [Topic("luthier.job-events.v1", 1, "of a test")], on_fact)
+
+    async def has_started() -> bool:
+        return all(getattr(subscriber, "consumer", None) is not None for subscriber in broker.subscribers)
+
+    async with listening(broker):
+        await until(has_started, what="the subscriber")

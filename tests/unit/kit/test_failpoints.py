@@ -1,6 +1,7 @@
 """Fail points: off by default, exact when asked for."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.packages import PACKAGES
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import (
     FailPointError,
@@ -110,7 +112,15 @@ def test_every_name_in_the_source_is_listed(tmp_path: Path, monkeypatch: pytest.
     (package / "work.py").write_text("failpoint(name)")
     with pytest.raises(ValueError, match="literal"):
         failpoint_names("sample_room")
-    assert "relay.after_send" in failpoint_names("luthier_common")
+    (package / "work.py").write_text("failpoint('room.twice')\nfailpoint('room.twice')")
+    with pytest.raises(ValueError, match="two places"):
+        failpoint_names("sample_room")
+
+
+def test_every_name_of_the_product_says_its_room_and_when() -> None:
+    names = failpoint_names(*PACKAGES)
+    assert {"relay.after_send", "projector.after_insert", "trainer.mid_save", "registry.mid_copy"} < names.keys()
+    assert [name for name in names if not re.fullmatch(r"[a-z_0-9]+\.(before|mid|after)_[a-z_]+", name)] == []
 
 
 async def _raises(name: str) -> bool:

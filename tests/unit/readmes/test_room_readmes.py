@@ -51,7 +51,7 @@ def test_settings_of_every_room_are_listed() -> None:
 
 
 def test_settings_of_the_stack_are_listed() -> None:
-    for_callers = {"echo", "announce", "start_timeout_s", "service_env"}
+    for_callers = {"echo", "announce", "start_timeout_s", "service_env", "commands"}
     for name in StackSettings.model_fields.keys() - for_callers:
         assert f"`LUTHIER_{name.upper()}`" in readme("infra/stack")
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from luthier_trainer.domain import Assignment
+from luthier_trainer.domain import Assignment, Claim
 from luthier_trainer.executor import LocalChild
 from luthier_trainer.insisting import Insist
 from luthier_trainer.protocol import Evaluated, Progress, parse_progress
@@ -86,7 +86,7 @@ async def test_a_childs_endless_line_ends_the_run_and_does_not_hang_it(tmp_path:
         await asyncio.create_subprocess_exec(sys.executable, "-c", command, str(writing), pass_fds=(writing,)), reading
     )
     os.close(writing)
-    run = cast("Assignment", SimpleNamespace(last_step=0, total_steps=6))
+    run = cast("Assignment", SimpleNamespace(last_step=0, total_steps=6, claim=Claim("job", 1, (0,), None)))
     nothing = cast("Any", None)
     teller = Teller(run, nothing, nothing, Insist(1.0), tmp_path, every_s=1.0)
     async with asyncio.timeout(20):

@@ -38,6 +38,8 @@ class PartSpec:
     settle: Callable[[], Awaitable[bool]] | None = None
     """Done after every start, once the process answers and before it counts as alive; tried again until true."""
     stop_budget_s: float = 15.0
+    longest_delay_s: float = LONGEST_DELAY_S
+    """After many quick deaths it is started again this much later."""
     echo: bool = False
     """Whether its lines are shown on the terminal."""
     announce: bool = False
@@ -137,7 +139,7 @@ class Part:
             self._alive.clear()
             self.restart_count += 1
             quick_deaths = 1 if time.monotonic() - started_at > STEADY_AFTER_S else quick_deaths + 1
-            delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(quick_deaths - 1, 10))
+            delay_s = min(self.spec.longest_delay_s, FIRST_DELAY_S * 2 ** min(quick_deaths - 1, 10))
             self._say(f"{ended}; starting it again in {delay_s:.1f} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_asked.wait(), delay_s)

@@ -26,7 +26,15 @@ def check_service(name: str) -> None:
 
 
 def service_spec(
-    name: str, *, env: Mapping[str, str], health_port: int, port: int | None, logs: Path, echo: bool, announce: bool
+    name: str,
+    *,
+    env: Mapping[str, str],
+    health_port: int,
+    port: int | None,
+    logs: Path,
+    echo: bool,
+    announce: bool,
+    command: tuple[str, ...] | None = None,
 ) -> PartSpec:
     """How to run one service; `port` is where it serves users or other services, for those that do."""
     own = {"LUTHIER_HEALTH_PORT": str(health_port), "PYTHONUNBUFFERED": "1"}
@@ -35,7 +43,7 @@ def service_spec(
     probe = HealthProbe(f"http://127.0.0.1:{health_port}")
     return PartSpec(
         name=name,
-        command=(sys.executable, "-m", _module_of(name)),
+        command=command or (sys.executable, "-m", _module_of(name)),
         env={**env, **own},
         log_path=logs / f"{name}.log",
         is_alive=probe.is_alive,

@@ -37,8 +37,12 @@ class StackSettings(BaseSettings):
     announce: bool = False
     """Whether the stack tells on standard output what it does."""
     start_timeout_s: float = 120.0
+    longest_restart_delay_s: float = 15.0
+    """A part that dies again and again is started again this much later."""
     service_env: dict[str, str] = {}
     """More variables for every service, as tests need them."""
+    commands: dict[str, tuple[str, ...]] = {}
+    """Another command for a service, as tests need it."""
 
     @field_validator("services", "servers", mode="before")
     @classmethod

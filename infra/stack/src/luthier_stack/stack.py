@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,7 @@ from luthier_stack.logs import open_for_append, show, tail
 from luthier_stack.mongo import EmbeddedMongo
 from luthier_stack.part import Part, PartSpec, tied_to_this_process
 from luthier_stack.ports import find_free_ports, is_free
+from luthier_stack.scraping import env_of, metric_ports, write_targets
 from luthier_stack.secret import secret_in
 from luthier_stack.services import check_service, service_spec
 from luthier_stack.settings import SERVERS, StackSettings
@@ -146,6 +148,7 @@ class Stack:
         return specs
 
     def _mongod_spec(self) -> PartSpec:
+        self._forget("LUTHIER_MONGO_CA_FILE")
         mongo = EmbeddedMongo(self.home, find_mongod(self.settings.mongod))
         self.env["LUTHIER_MONGO_URL"] = mongo.url
         return PartSpec(
@@ -160,6 +163,7 @@ class Stack:
         )
 
     def _tansu_spec(self) -> PartSpec:
+        self._forget(*(name for name in self.env if name.startswith("LUTHIER_KAFKA_")))
         broker = EmbeddedBroker(find_tansu(self.settings.tansu))
         self.env["LUTHIER_KAFKA_URL"] = broker.url
         return PartSpec(
@@ -173,19 +177,27 @@ class Stack:
             announce=self.settings.announce,
         )
 
+    def _forget(self, *names: str) -> None:
+        """An embedded server speaks no TLS: what the environment says of it is meant for another one."""
+        for name in names:
+            self.env.pop(name, None)
+
     def _service_specs(self) -> list[PartSpec]:
         names = self.settings.services
         ports = find_free_ports(2 * len(names))
         serving = {name: ports.pop() for name in names if name in _SERVING} | {"api": self.port}
+        scraped = metric_ports(self.env, names)
+        write_targets(self.home, scraped, self.env)
         return [
             service_spec(
                 name,
-                env=self.env,
+                env=self.env | env_of(scraped, self.env, name),
                 health_port=ports.pop(),
                 port=serving.get(name),
                 logs=self.home / "logs",
                 echo=self.settings.echo,
                 announce=self.settings.announce,
+                command=self.settings.commands.get(name),
             )
             for name in names
         ]
@@ -205,7 +217,8 @@ class Stack:
 
     def _launch(self, specs: list[PartSpec]) -> list[Part]:
         """All at once, in order; imports take seconds each, so one after another would take the sum."""
-        parts = [Part(spec) for spec in specs]
+        longest_delay_s = self.settings.longest_restart_delay_s
+        parts = [Part(replace(spec, longest_delay_s=longest_delay_s)) for spec in specs]
         for part in parts:
             self._parts[part.spec.name] = part
             part.start()

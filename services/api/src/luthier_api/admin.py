@@ -1,4 +1,5 @@
-"""`python -m luthier_api.admin`: what only operators do, in the database itself: organisations, keys after a lockout.
+"""`python -m luthier_api.admin`: what only operators do, in the database itself: organisations, keys after a lockout,
+the event list, backups.
 
 It reads the settings of the api room (`LUTHIER_*`) and must see the same pepper as the running api: a key that is
 hashed with another one never works.
@@ -9,9 +10,11 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic import ValidationError
 
+from luthier_api import backup_admin, event_admin
 from luthier_api.audit import verify
 from luthier_api.domain import Scope
 from luthier_api.keys import COLLECTION, Grant, KeyRing, read_pepper
@@ -25,6 +28,11 @@ from luthier_common.kit.mongo import Database, open_mongo
 ORGS = "orgs"
 ORG_PREFIX = "org-"
 PROJECT_PREFIX = "proj-"
+_BACKUP_VERBS = {
+    "create": "make a backup in a new folder, while everything runs",
+    "verify": "read a backup again and compare its hashes",
+    "restore": "put a backup into an empty database and object store; all services stopped",
+}
 
 
 class OperatorError(LuthierError):
@@ -65,11 +73,24 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_parser("revoke", help="revoke a key").add_argument("key_id")
     log = groups.add_parser("audit", help="the audit log").add_subparsers(dest="verb", required=True)
     log.add_parser("verify", help="compute all chains again; names the first row that was changed or removed")
+    events = groups.add_parser("events", help="event list and topics").add_subparsers(dest="verb", required=True)
+    events.add_parser("verify", help="compare the event list with the topics, as far back as these reach")
+    events.add_parser("rebuild", help="fill the event list from the topics")
+    events.add_parser("republish", help="fill the topics from the event list")
+    backup = groups.add_parser("backup", help="database and objects").add_subparsers(dest="verb", required=True)
+    for verb, text in _BACKUP_VERBS.items():
+        backup.add_parser(verb, help=text).add_argument("folder", type=Path)
     return parser
 
 
 async def _run(settings: ApiSettings, asked: argparse.Namespace) -> None:
-    async with open_mongo(settings.mongo_url, settings.mongo_database) as db:
+    if asked.group == "events":
+        await event_admin.run(settings, asked.verb)
+        return
+    if asked.group == "backup":
+        await backup_admin.run(settings, asked.verb, asked.folder)
+        return
+    async with open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file) as db:
         match asked.group, asked.verb:
             case "orgs", "create":
                 await create_org(db, _ring(db, settings), asked.name)

@@ -123,6 +123,7 @@ class AuditLog:
             is_known = all(problem.get("code") == _DUPLICATE for problem in details.get("writeErrors", [{}]))
             if not is_known or details.get("writeConcernErrors"):
                 raise
+        await failpoint("audit.after_write")
         del self._rows[: len(rows)]
 
     def _chain(self, fields: Mapping[str, Any]) -> None:

@@ -20,10 +20,11 @@ from luthier_api.services.readiness import Readiness
 from luthier_api.settings import ApiSettings
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.generation import GenerationClient
+from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.mongo import open_mongo
-from luthier_common.kit.objects import open_objects
+from luthier_common.kit.objects import S3Access, open_objects
 from luthier_common.kit.room import Room
-from luthier_common.kit.stream import Reader, Writer
+from luthier_common.kit.stream import Copies, Reader, Writer
 
 log = logging.getLogger(__name__)
 GRACE_S = 2
@@ -43,22 +44,27 @@ async def main(room: Room) -> None:
     process = await open_process(room, settings)
     if await ensure_admin_key(process.keys, process.db, settings.home / "admin-key"):
         log.info("the first API key was written to the file admin-key in the home directory")
-    for name, check in Readiness(process.db, process.objects, settings).checks().items():
+    access = kafka_access(settings)
+    for name, check in Readiness(process.db, process.objects, settings, access).checks().items():
         room.health.require(name, check)
-    writer = await room.enter("writer", _closed_after(Writer(settings.kafka_url)))
-    reader = await room.enter("reader", _closed_after(Reader(settings.kafka_url)))
+    copies = Copies(settings.topic_replication, settings.topic_min_insync)
+    writer = await room.enter("writer", _closed_after(Writer(settings.kafka_url, access, copies=copies)))
+    reader = await room.enter("reader", _closed_after(Reader(settings.kafka_url, access)))
     await start(room, process, writer, reader, instance)
     room.spawn("http", serve(room, process))
 
 
 async def open_process(room: Room, settings: ApiSettings) -> Process:
     """Open the clients that requests need; the room closes them."""
-    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database, timeout_s=10))
+    database = (settings.mongo_url, settings.mongo_database)
+    db = await room.enter("mongo", open_mongo(*database, ca_file=settings.mongo_ca_file, timeout_s=10))
     pepper = settings.pepper.get_secret_value().encode() if settings.pepper else read_pepper(settings.home)
     return Process(
         settings=settings,
         db=db,
-        objects=await room.enter("objects", open_objects(settings.objects_url)),
+        objects=await room.enter(
+            "objects", open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
+        ),
         clock=SystemClock(),
         keys=KeyRing(db, pepper, cache_s=settings.key_cache_s),
         generation=await room.enter(

@@ -7,21 +7,25 @@ and sweep look by the clock. Several processes share this work by leases.
 import asyncio
 
 from luthier_api.deps import Process
+from luthier_api.observer import Observer
 from luthier_api.services.uploads import make_file
 from luthier_api.store import END_OF_FILE, PlatformStore, release_bytes
 from luthier_api.store.uploads import expire_uploads, find_due_uploads, let_parts_go
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import FileDeleted
 from luthier_common.contract.topics import Kind
+from luthier_common.journal import telemetry
 from luthier_common.journal.advance import advance
 from luthier_common.journal.auditor import audit
 from luthier_common.journal.projector import Projector, run_projector
 from luthier_common.journal.relay import Relay, run_relay, wake_on_change
 from luthier_common.kit import leases
-from luthier_common.kit.migrate import incarnation
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.migrate import source_of
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.room import Room
 from luthier_common.kit.stream import Reader, Writer
+from luthier_common.kit.telemetry import is_measuring
 
 ACTOR = Actor(room="api")
 MAX_SWEPT = 500
@@ -32,10 +36,11 @@ HUNG_AFTER_S = 600.0
 async def start(room: Room, process: Process, writer: Writer, reader: Reader, instance: str) -> None:
     """Spawn the loops of this process."""
     db, settings, clock = process.db, process.settings, process.clock
-    source = f"luthier/{settings.cluster}/{await incarnation(db)}"
+    source = await source_of(db, settings.cluster)
     wake = asyncio.Event()
     relay = Relay(db, writer, owner=instance, source=source, clock=clock)
-    projector = Projector(db, reader, owner=instance, clock=clock, projected=process.followers.projected)
+    heard = process.followers.projected
+    projector = Projector(db, reader, owner=instance, clock=clock, source=source, projected=heard)
     beat = room.health.beat
     for name in ("relay", "projector"):
         room.health.expect(name, HUNG_AFTER_S)
@@ -44,6 +49,10 @@ async def start(room: Room, process: Process, writer: Writer, reader: Reader, in
     room.spawn("changes", wake_on_change(db, wake), grace_s=0)
     room.spawn("auditor", room.every(settings.audit_s, lambda: look_for_gaps(db, instance, settings.audit_s)))
     process.around.start(room)
+    if is_measuring():
+        telemetry.begin_counting()
+        observer = Observer(db, instance, settings.observe_s)
+        room.spawn("observer", room.every(settings.observe_s, observer.look), grace_s=0)
     room.spawn("sweep", room.every(settings.sweep_s, lambda: sweep(process, instance)))
 
 
@@ -61,10 +70,13 @@ async def sweep(process: Process, instance: str) -> None:
     store = PlatformStore(db, node_ttl_s=process.settings.node_ttl_s)
     for file_id in await store.find_expired_files(MAX_SWEPT):
         await advance(db, Kind.FILE, file_id, FileDeleted(), actor=ACTOR, also=END_OF_FILE)
+        await failpoint("sweep.after_file")
     for file_id in await store.find_unreleased_files(MAX_SWEPT):
         await release_bytes(db, file_id)
     await expire_uploads(db)
+    await failpoint("sweep.after_uploads")
     for upload in await find_due_uploads(db, MAX_SWEPT):
         if upload["status"] == "completed":
             await make_file(db, upload, ACTOR)
+        await failpoint("sweep.before_parts")
         await let_parts_go(db, upload)

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Any
 
 from luthier_common.kit.errors import LuthierError
+from luthier_common.kit.mongo import OUTAGES
 
 NO_RETRY = {"x-should-retry": "false"}
 CONFLICT = 409
@@ -165,6 +166,13 @@ class PassedOnError(LuthierError):
         error = self._error
         kind = str(error.get("type") or "invalid_request_error")
         return error_body(str(error.get("message") or ""), kind, error.get("param"), error.get("code"))
+
+
+def status_of(error: Exception) -> int:
+    """The status of the answer that an error becomes."""
+    if isinstance(error, ApiError | PassedOnError):
+        return error.status
+    return ErrorCode.UNAVAILABLE.status if isinstance(error, OUTAGES) else ErrorCode.INTERNAL.status
 
 
 def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

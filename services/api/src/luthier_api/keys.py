@@ -20,6 +20,7 @@ from typing import Any
 
 from luthier_api.domain import Principal, Scope
 from luthier_common.contract.ids import new_id
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.migrate import DEFAULT_ORG, DEFAULT_PROJECT
 from luthier_common.kit.mongo import AFTER, DRIVER_ERRORS, Database, Doc
 
@@ -112,10 +113,10 @@ class KeyRing:
         """A new key that no user owns. It can be read here and never again."""
         return (await self.issue(Grant(name, scopes, org, project))).value
 
-    async def issue(self, grant: Grant) -> Issued:
-        """A new key. Its value can be read here and never again."""
-        key_id = new_id("", datetime.now(UTC))
-        value = _value(key_id)
+    async def issue(self, grant: Grant, value: str | None = None) -> Issued:
+        """A new key, with a value that was made before if one is given. It can be read here and never again."""
+        value = value or _value(new_id("", datetime.now(UTC)))
+        key_id = value.split("-")[2]
         row: Doc = {
             "digest": self.digest(value),
             "previous": None,
@@ -138,6 +139,7 @@ class KeyRing:
             upsert=True,
             return_document=AFTER,
         )
+        await failpoint("keys.after_issue")
         assert made is not None
         return Issued(value, made)
 
@@ -150,6 +152,7 @@ class KeyRing:
             [{"$set": {"previous": kept, "digest": {"$literal": self.digest(value)}, "rotated_at": "$$NOW"}}],
             return_document=AFTER,
         )
+        await failpoint("keys.after_rotate")
         self.forget()
         return Issued(value, row) if row else None
 
@@ -157,6 +160,7 @@ class KeyRing:
         """End every key that matches; in this process at once, in others when their cache has run out."""
         change = [{"$set": {"revoked": True, "revoked_at": "$$NOW", "previous": None}}]
         ended = await self._db[COLLECTION].update_many({**match, "revoked": False}, change)
+        await failpoint("keys.after_revoke")
         self.forget()
         return int(ended.modified_count)
 
@@ -265,10 +269,15 @@ def read_pepper(home: Path) -> bytes:
 
 
 async def ensure_admin_key(ring: KeyRing, db: Database, path: Path) -> bool:
-    """Write an admin key of the default organisation to `path` if that has no key yet; whether it did."""
+    """Write an admin key of the default organisation to `path` if that has no key yet; whether it did.
+
+    The file comes first: a row whose value a crash kept from being written would lock everybody out.
+    """
     if await db[COLLECTION].find_one({"org": DEFAULT_ORG}, {"_id": 1}):
         return False
-    write_secret(path, await ring.create("admin", frozenset({str(Scope.ADMIN)})) + "\n", replace=True)
+    write_secret(path, (value := _value(new_id("", datetime.now(UTC)))) + "\n", replace=True)
+    await failpoint("keys.before_admin_row")
+    await ring.issue(Grant("admin", frozenset({str(Scope.ADMIN)})), value)
     return True
 
 

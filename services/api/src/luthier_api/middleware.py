@@ -1,6 +1,7 @@
 """Around every request: its id, its span, and who sends it."""
 
 import secrets
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,9 @@ from opentelemetry.trace import SpanKind
 from luthier_api.around.failed import FailedKeys
 from luthier_api.domain import Principal
 from luthier_api.domain import Scope as PrincipalScope
-from luthier_api.errors import NO_RETRY, ApiError, ErrorCode
+from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, status_of
 from luthier_api.keys import KeyRing
-from luthier_common.kit.telemetry import tracer, use_traceparent
+from luthier_common.kit.telemetry import meter, tracer, use_traceparent
 
 PUBLIC = "public"
 SCOPE = "scope"
@@ -27,6 +28,7 @@ API_VERSIONS = "api_versions"
 KEY_HEADERS = (b"x-api-key", b"api-key")
 MAX_END_USER = 256
 _ID = "request_id"
+_duration = meter().create_histogram("http.server.request.duration", "s", "How long requests took, to their last byte")
 
 
 def request_id_of(scope: Scope) -> str:
@@ -45,7 +47,7 @@ async def add_request_id(message: Message, scope: Scope) -> None:
 
 
 class Tracing(ASGIMiddleware):
-    """One span for each request, named by its route and never by its path."""
+    """One span and one duration for each request, named by its route and never by its path."""
 
     scopes = (ScopeType.HTTP,)
 
@@ -53,18 +55,31 @@ class Tracing(ASGIMiddleware):
         route = str(scope.get("path_template") or "unknown")
         method = str(scope["method"])  # type: ignore[typeddict-item]
         attributes = {"http.request.method": method, "http.route": route, "luthier.request.id": request_id_of(scope)}
+        measured: dict[str, str | int] = {"http.request.method": method, "http.route": route}
         parent = header_of(scope, b"traceparent")
+        began_s = time.monotonic()
         with (
             use_traceparent(parent.decode("latin-1") if parent else None),
             tracer().start_as_current_span(f"{method} {route}", kind=SpanKind.SERVER, attributes=attributes) as span,
         ):
 
+            def saw_status(status: int) -> None:
+                measured["http.response.status_code"] = status
+                span.set_attribute("http.response.status_code", status)
+
             async def send_seen(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    span.set_attribute("http.response.status_code", message["status"])
+                    saw_status(message["status"])
                 await send(message)
 
-            await next_app(scope, receive, send_seen)
+            try:
+                await next_app(scope, receive, send_seen)
+            except Exception as error:
+                # What a middleware raises is turned into an answer further out than here.
+                saw_status(status_of(error))
+                raise
+            finally:
+                _duration.record(time.monotonic() - began_s, measured)
 
 
 class Authentication(ASGIMiddleware):

@@ -28,6 +28,7 @@ class ApiSettings(RoomSettings):
     heartbeat_s: float = Field(15.0, description="longest silence of a stream of events")
     key_cache_s: float = Field(5.0, description="a revoked key is refused after this long at the latest")
     audit_s: float = Field(60.0, description="how often the auditor looks")
+    observe_s: float = Field(5.0, gt=0, description="how often what is measured for everybody is looked up")
     sweep_s: float = Field(60.0, description="how often expired files are removed")
     node_ttl_s: float = Field(30.0, description="an engine that has not renewed its document this long is not asked")
     engine_read_timeout_s: float = Field(300.0, description="longest silence of an engine within one answer")

@@ -2,13 +2,16 @@
 
 import asyncio
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.kit import presence
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
+from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.mongo import open_mongo, ping
-from luthier_common.kit.objects import open_objects
+from luthier_common.kit.objects import S3Access, open_objects
 from luthier_common.kit.room import Room
 from luthier_file_validator.checker import Checker
 from luthier_file_validator.consumers import make_on_fact
@@ -16,6 +19,7 @@ from luthier_file_validator.files import FileLoop
 from luthier_file_validator.jobs import JobLoop
 from luthier_file_validator.settings import FileValidatorSettings
 from luthier_file_validator.store import Store
+from luthier_file_validator.telemetry import begin_counting
 from luthier_file_validator.workers import Workers
 
 ROOM = "file-validator"
@@ -24,11 +28,14 @@ ROOM = "file-validator"
 async def main(room: Room) -> None:
     settings = FileValidatorSettings()
     instance = f"{ROOM}-{secrets.token_hex(4)}"
-    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database))
+    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
+    db = await room.enter("mongo", mongo)
     room.health.require("mongo", lambda: ping(db))
-    store = Store(db, await room.enter("objects", open_objects(settings.objects_url)))
+    objects = open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
+    store = Store(db, await room.enter("objects", objects))
     checker = Checker(store, settings)
-    checker.prepare()
+    await room.enter("scratch", _prepared(checker))
+    begin_counting()
     wake_files, wake_jobs = asyncio.Event(), asyncio.Event()
 
     def make_workers(wake: asyncio.Event) -> Workers:
@@ -39,9 +46,16 @@ async def main(room: Room) -> None:
     await room.enter("job workers", job_workers.closing())
     files = FileLoop(store, checker, file_workers, settings.default_base)
     jobs = JobLoop(store, checker, job_workers, settings.min_examples)
-    broker = build_broker(settings.kafka_url, ROOM)
+    broker = build_broker(settings.kafka_url, ROOM, kafka_access(settings))
     hear(broker, [TOPICS[Kind.FILE], TOPICS[Kind.JOB]], make_on_fact(wake_files, wake_jobs))
     await room.enter("broker", listening(broker))
     room.spawn("files", room.every(settings.tick_s, files.look, wake_files))
     room.spawn("jobs", room.every(settings.tick_s, jobs.look, wake_jobs))
     room.spawn("presence", room.every(settings.renew_s, lambda: presence.announce(db, ROOM, instance)))
+
+
+@asynccontextmanager
+async def _prepared(checker: Checker) -> AsyncIterator[None]:
+    checker.prepare()
+    yield
+    checker.leave()

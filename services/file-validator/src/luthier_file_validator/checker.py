@@ -1,10 +1,11 @@
 """Brings a file and a base's text bundle to the child and its report back."""
 
+import fcntl
 import logging
+import os
 import shutil
-import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 from luthier_common.contract.events import Problem
 from luthier_common.contract.spec import OnOverlength
@@ -16,25 +17,39 @@ from luthier_file_validator.checks import CheckReport
 from luthier_file_validator.child import run_check
 from luthier_file_validator.settings import FileValidatorSettings
 from luthier_file_validator.store import Store
+from luthier_file_validator.telemetry import count_rows
 from luthier_file_validator.verdicts import Crash, crash_problem, storage_problem
 
 log = logging.getLogger(__name__)
-LEFT_OVER_AFTER_S = 24 * 3600.0
+PREFIX = "check-"
 
 
 class Checker:
     def __init__(self, store: Store, settings: FileValidatorSettings) -> None:
         self._store = store
         self._settings = settings
-        self._scratch = settings.home.absolute() / "file-validator"
+        self._root = settings.home.absolute() / "file-validator"
+        self._scratch = self._root
         self._bases = settings.home.absolute() / "bases"
 
     def prepare(self) -> None:
-        """Make the scratch directory and drop what killed processes left there."""
-        self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in self._scratch.iterdir():
-            if time.time() - left.stat().st_mtime > LEFT_OVER_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
+        """Make a scratch directory of this process's own, and drop those of processes that are gone."""
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        making = os.open(self._root, os.O_RDONLY)
+        try:
+            fcntl.flock(making, fcntl.LOCK_EX)
+            for left in self._root.glob(f"{PREFIX}*"):
+                if not _is_in_use(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            self._scratch = Path(mkdtemp(prefix=PREFIX, dir=self._root))
+            # Closed by the kernel alone, when this process ends, however it ends.
+            fcntl.flock(os.open(self._scratch, os.O_RDONLY), fcntl.LOCK_EX)
+        finally:
+            os.close(making)
+
+    def leave(self) -> None:
+        """An orderly end: nothing stays."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def find_bundle(self, base: str) -> Path | None:
         """The directory of a base's text files; None when the catalogue has no such base, or a damaged one."""
@@ -76,4 +91,22 @@ class Checker:
                 on_overlength=on_overlength,
             )
             report = await run_check(spec, folder, wall_s=self._settings.check_wall_s)
-        return crash_problem(report) if isinstance(report, Crash) else report
+        if isinstance(report, Crash):
+            return crash_problem(report)
+        count_rows(report)
+        return report
+
+
+def _is_in_use(scratch: Path) -> bool:
+    """Whether the process that made this directory lives."""
+    try:
+        handle = os.open(scratch, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -26,6 +26,7 @@ class FileLoop:
             if file["purpose"] == FINE_TUNE:
                 self._workers.start(f"validate/{file['_id']}", partial(self._validate, file["_id"]))
             else:
+                await failpoint("validator.before_unread_verdict")
                 await self._store.state_verdict(file["_id"], FileValidated(valid=True))
 
     async def _validate(self, file_id: str) -> None:

@@ -11,7 +11,7 @@ from luthier_common.contract.reasons import FailureReason
 from luthier_common.contract.spec import JobSpec
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
-from luthier_common.kit.telemetry import use_traceparent
+from luthier_common.kit.telemetry import span_of, use_traceparent
 from luthier_file_validator.checker import Checker
 from luthier_file_validator.checks import CheckReport, RowRule
 from luthier_file_validator.store import Store
@@ -57,6 +57,10 @@ class JobLoop:
         job = await self._store.read_job(job_id)
         if job is None or job["phase"] != "checking":
             return
+        with span_of("validator.check_job", job.get("trace"), {"job.id": job_id}):
+            await self._check_files(job)
+
+    async def _check_files(self, job: Doc) -> None:
         spec = JobSpec.model_validate(job["spec"])
         base = await self._store.read_base(spec.model)
         bundle = await self._checker.find_bundle(spec.model) if base is not None else None
@@ -79,9 +83,9 @@ class JobLoop:
         await failpoint("validator.before_accept")
         training = datasets["training"]
         fact = DataAccepted(num_examples=training["num_examples"], num_tokens=training["num_tokens"])
-        with use_traceparent(job.get("trace")):
-            accepted = await self._store.state_of_job(job, fact)
-        log.info("accepted", extra={"job_id": job_id, "outcome": accepted.outcome})
+        accepted = await self._store.state_of_job(job, fact)
+        await failpoint("validator.after_accept")
+        log.info("accepted", extra={"job_id": job["_id"], "outcome": accepted.outcome})
 
     async def _process(
         self, job: Doc, role: Role, file: Doc, files: dict[str, Doc], bundle: Path, rows: RowRule
@@ -114,11 +118,12 @@ class JobLoop:
             num_trained_tokens=report.num_trained_tokens or 0,
             sha256=file["sha256"],
         )
-        with use_traceparent(job.get("trace")):
-            stated = await self._store.state_of_job(job, fact)
+        stated = await self._store.state_of_job(job, fact)
+        await failpoint("validator.after_counted")
         return fact.model_dump(mode="json") if stated.done else None
 
     async def _reject(self, job: Doc, problem: Problem, report_key: str | None = None) -> None:
+        await failpoint("validator.before_reject")
         with use_traceparent(job.get("trace")):
             rejected = await self._store.state_of_job(job, DataRejected(problem=problem, report_key=report_key))
         log.info("rejected", extra={"job_id": job["_id"], "code": problem.code, "outcome": rejected.outcome})

@@ -11,6 +11,7 @@ from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import Advanced, advance
 from luthier_common.kit import ledger
 from luthier_common.kit.bases import find_base
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
 from luthier_file_validator.checks import CheckReport
@@ -49,7 +50,7 @@ class Store:
         """Store a report of `owner` (a file or job) and note it in the ledger; its sha256."""
         body = msgspec.json.encode(report)
         digest = hashlib.sha256(body).hexdigest()
-        await self.objects.put(key, body)
+        # Noted first: an object that no row names is never removed.
         await ledger.record(
             self.db,
             key,
@@ -59,11 +60,14 @@ class Store:
             project=owner["project"],
             reference=reference,
         )
+        await self.objects.put(key, body)
+        await failpoint("validator.after_report")
         return digest
 
     async def state_verdict(self, file_id: str, fact: FileValidated) -> Advanced:
         """The verdict stands, by this call or another validator's; a file that was deleted meanwhile keeps nothing."""
         stated = await advance(self.db, Kind.FILE, file_id, fact, actor=ACTOR, op_id="FileValidated")
+        await failpoint("validator.after_verdict")
         if stated.doc is None or stated.doc["phase"] == "deleted":
             await ledger.release(self.db, f"file/{file_id}")
         return stated

@@ -13,8 +13,9 @@ from litestar import Litestar
 from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.kit.bases import fetch_base
 from luthier_common.kit.broker import build_broker, hear, listening
+from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.mongo import Database, Doc, open_mongo, ping
-from luthier_common.kit.objects import open_objects
+from luthier_common.kit.objects import S3Access, open_objects
 from luthier_common.kit.room import TRANSIENT_ERRORS, Room
 from luthier_inference.artifacts import ArtifactCache
 from luthier_inference.consumers import make_on_fact
@@ -33,8 +34,11 @@ _SLOW_WORK_S = 900.0
 async def main(room: Room) -> None:
     """Serves until the room stops."""
     settings = InferenceSettings()
-    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database))
-    objects = await room.enter("objects", open_objects(settings.objects_url))
+    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
+    db = await room.enter("mongo", mongo)
+    objects = await room.enter(
+        "objects", open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
+    )
     cache = settings.home / "cache"
 
     async def fetch(base: Doc) -> Path:
@@ -46,7 +50,7 @@ async def main(room: Room) -> None:
     serving = Serving(store, pool, artifacts, settings)
     verifier = Verifier(store, serving, artifacts, settings)
     wake_verification = asyncio.Event()
-    broker = build_broker(settings.kafka_url, "inference")
+    broker = build_broker(settings.kafka_url, "inference", kafka_access(settings))
     hear(broker, [TOPICS[Kind.JOB]], make_on_fact(wake_verification))
     await room.enter("broker", listening(broker))
     app = build_app(serving, settings.internal_token.get_secret_value())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier_common.kit.errors import TransientError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_inference.settings import InferenceSettings
 from luthier_inference.store import names_of
@@ -114,6 +115,7 @@ class EnginePool:
                 return found
             directory = await self._fetch(base)
             await self._make_room()
+            await failpoint("inference.before_load")
             engine = await asyncio.to_thread(load_engine, directory, self._settings)
             loaded = LoadedBase(names_of(base), base["digest"], engine)
             self._loaded[loaded.digest] = loaded

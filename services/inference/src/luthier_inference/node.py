@@ -5,6 +5,7 @@ from pathlib import Path
 
 from luthier_common.kit import presence
 from luthier_common.kit.errors import LuthierError, TransientError
+from luthier_common.kit.failpoints import failpoint
 from luthier_inference.engines import EnginePool
 from luthier_inference.serving import Serving
 from luthier_inference.settings import InferenceSettings
@@ -33,7 +34,9 @@ class Node:
         device = self._pool.device or _expected_device(self._settings)
         if not self._has_joined:
             await self._store.join(device, self._address)
+            await failpoint("inference.after_join")
             self._has_joined = True
+        await failpoint("inference.before_renew")
         models = sorted({name.partition("@")[0] for name in self._pool.adapters})
         self._has_joined = await self._store.renew(await self._serving.list_ready(), models, device)
         await presence.announce(self._store.db, "inference", self._store.node)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier_common.kit.bases import BaseMissingError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_inference.artifacts import ArtifactCache
 from luthier_inference.chat import AdapterRef, ChatBody, InvalidRequestError
@@ -87,6 +88,7 @@ class Serving:
             try:
                 async with aclosing(prepared.base.engine.generate(prepared.asked)) as deltas:
                     async for delta in deltas:
+                        await failpoint("inference.mid_answer")
                         yield delta
                 return
             except UnknownAdapterError:

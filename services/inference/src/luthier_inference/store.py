@@ -47,7 +47,8 @@ class InferenceStore:
 
     async def list_staged(self, limit: int = 20) -> list[Doc]:
         """Jobs whose model waits for an engine, oldest first."""
-        fields = {"spec.model": 1, "staged": 1, "base_digest": 1, "generation": 1, "attempt": 1}
+        names = ("spec.model", "staged", "base_digest", "generation", "attempt", "trace", "run_trace")
+        fields = dict.fromkeys(names, 1)
         return [job async for job in self.db["jobs"].find({"phase": "staged"}, fields).sort("_id", 1).limit(limit)]
 
     async def state_verdict(self, job: Doc, verdict: JobFact) -> Advanced:

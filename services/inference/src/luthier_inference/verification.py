@@ -14,9 +14,11 @@ from luthier_common.contract.events import JobFact, Problem, ServingRefused, Ser
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.bases import BundleCorruptError
 from luthier_common.kit.errors import LuthierError, TransientError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.leases import acquire, release
 from luthier_common.kit.mongo import DRIVER_ERRORS, Doc
 from luthier_common.kit.objects import ObjectMissingError
+from luthier_common.kit.telemetry import span_of
 from luthier_inference.artifacts import GOLDEN_FILE, ArtifactCache, ArtifactCorruptError
 from luthier_inference.chat import AdapterRef
 from luthier_inference.domain import Generation
@@ -73,15 +75,22 @@ class Verifier:
         async with self._claimed(f"verify/{job['_id']}") as is_ours:
             if not is_ours:
                 return
-            verdict = await self._judge(job)
-            if verdict is None:
-                return
-            done = await self._store.state_verdict(job, verdict)
-            self._tries.pop(job["_id"], None)
-            logger.info(
-                "a finished model was tried",
-                extra={"job_id": job["_id"], "fact": verdict.type, "outcome": done.outcome},
-            )
+            trace = job.get("run_trace") or job.get("trace")
+            with span_of("inference.verify", trace, {"job.id": job["_id"], "attempt": job["attempt"]}):
+                await self._judge_and_state(job)
+
+    async def _judge_and_state(self, job: Doc) -> None:
+        verdict = await self._judge(job)
+        if verdict is None:
+            return
+        await failpoint("inference.before_verdict")
+        done = await self._store.state_verdict(job, verdict)
+        await failpoint("inference.after_verdict")
+        self._tries.pop(job["_id"], None)
+        logger.info(
+            "a finished model was tried",
+            extra={"job_id": job["_id"], "fact": verdict.type, "outcome": done.outcome},
+        )
 
     @asynccontextmanager
     async def _claimed(self, name: str) -> AsyncIterator[bool]:
@@ -133,7 +142,9 @@ class Verifier:
         )
         directory = await self._artifacts.fetch(adapter.key, adapter.manifest_sha256)
         rows = await asyncio.to_thread(_check_golden, base, directory)
+        await failpoint("inference.before_adapter")
         await self._serving.load_adapter(base, adapter)
+        await failpoint("inference.after_adapter")
         started_at_s = time.monotonic()
         num_tokens = await _answer_once(base, adapter, rows[0])
         return ServingVerified(

@@ -9,8 +9,9 @@ from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.kit import ledger, presence
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
+from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.mongo import open_mongo, ping
-from luthier_common.kit.objects import open_objects
+from luthier_common.kit.objects import S3Access, open_objects
 from luthier_common.kit.room import TRANSIENT_ERRORS, Room
 from luthier_registry.catalogue import Catalogue
 from luthier_registry.claims import Claims
@@ -30,15 +31,18 @@ _UNFINISHED_FOR = timedelta(days=1)
 async def main(room: Room) -> None:
     settings = RegistrySettings()
     instance = f"registry-{secrets.token_hex(4)}"
-    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database))
-    objects = await room.enter("objects", open_objects(settings.objects_url))
+    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
+    db = await room.enter("mongo", mongo)
+    objects = await room.enter(
+        "objects", open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
+    )
     store, clock = Store(db), SystemClock()
     claims = Claims(db, instance, settings.claim_ttl_s)
     catalogue = Catalogue(store, objects, claims, settings)
     registrar = Registrar(store, objects, claims, clock)
     settler = Settler(store, clock, settings.serving_wait_s)
     wake_staging, wake_settling = asyncio.Event(), asyncio.Event()
-    broker = build_broker(settings.kafka_url, "registry")
+    broker = build_broker(settings.kafka_url, "registry", kafka_access(settings))
     hear(broker, [TOPICS[Kind.JOB], TOPICS[Kind.MODEL]], make_on_fact(wake_staging, wake_settling))
     await room.enter("broker", listening(broker))
     room.health.require("mongo", lambda: ping(db))

@@ -122,6 +122,7 @@ class Catalogue:
         entry = _entry(source.name, manifest, key, digest, (bundle / MANIFEST_FILE).stat().st_size)
         num_bytes = sum(file["bytes"] for file in entry["files"])
         await self._store.record(SYSTEM, key, f"base/{digest}", sha256=digest, num_bytes=num_bytes)
+        await failpoint("registry.before_base")
         await self._store.write_base(entry)
         log.info("in the catalogue", extra={"base": source.name, "digest": digest})
 

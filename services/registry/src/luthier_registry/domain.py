@@ -100,6 +100,12 @@ def aliases_of(name: str) -> list[str]:
     return sorted({hub_id, hub_id.lower(), name.lower()} - {name})
 
 
+def trace_of(job: Doc) -> str | None:
+    """The trace of the attempt that made the model; of the job's creation where the trainer told none."""
+    found = job.get("run_trace") or job.get("trace")
+    return None if found is None else str(found)
+
+
 def lineage_of(job: Doc, base: Doc | None, finished: RunFinished, now: datetime) -> dict[str, Any]:
     """Where a model comes from. What is not known is None; texts are never part of it."""
     spec, datasets = job["spec"], job.get("datasets") or {}

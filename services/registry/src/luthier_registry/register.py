@@ -20,6 +20,7 @@ from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectMissingError, ObjectStore
+from luthier_common.kit.telemetry import span_of
 from luthier_registry.claims import Claims
 from luthier_registry.domain import (
     MANIFEST_FILE,
@@ -32,6 +33,7 @@ from luthier_registry.domain import (
     read_artifact_manifest,
     result_file_id_of,
     short_names,
+    trace_of,
     weights_files_of,
 )
 from luthier_registry.results import StepTable
@@ -66,15 +68,19 @@ class Registrar:
             job = await self._store.read_job(job_id) if is_ours else None
             if job is None or job["phase"] != "trained":
                 return
-            try:
-                fact = await self._stage(job)
-            except (ArtifactCorruptError, ObjectMissingError) as error:
-                await self._fail(job, error)
-                return
-            done = await self._store.state_of_job(job, fact)
-            await failpoint("registry.after_staged")
-            await self._store.release(f"registering/{job_id}")
-            log.info("staged", extra={"job_id": job_id, "model_id": fact.model_id, "outcome": done.outcome})
+            with span_of("registry.stage", trace_of(job), {"job.id": job_id, "attempt": job["attempt"]}):
+                await self._stage_and_state(job)
+
+    async def _stage_and_state(self, job: Doc) -> None:
+        try:
+            fact = await self._stage(job)
+        except (ArtifactCorruptError, ObjectMissingError) as error:
+            await self._fail(job, error)
+            return
+        done = await self._store.state_of_job(job, fact)
+        await failpoint("registry.after_staged")
+        await self._store.release(f"registering/{job['_id']}")
+        log.info("staged", extra={"job_id": job["_id"], "model_id": fact.model_id, "outcome": done.outcome})
 
     async def _stage(self, job: Doc) -> ArtifactStaged:
         finished = RunFinished.model_validate(job["finished"])
@@ -102,8 +108,10 @@ class Registrar:
             "lineage": lineage_of(job, base, finished, self._clock.now()),
             "released": False,
         }
+        # Referred to first: a model or file that is there is never without its bytes, whatever becomes of the job.
+        await self._store.refer(blob.key, f"model/{model_id}")
+        await failpoint("registry.mid_model")
         await self._store.create_model(model_id, fact, fields)
-        await self._record(job, blob.key, f"model/{model_id}", blob.manifest_sha256, blob.bytes)
         await failpoint("registry.after_model")
         return ArtifactStaged(model_id=model_id, model_name=name, blob=blob, result_file_id=result_file_id)
 
@@ -123,6 +131,7 @@ class Registrar:
             await self._objects.put(target + file.name, self._verified(artifact.key + file.name, file))
             await failpoint("registry.mid_copy")
         await self._objects.put(target + MANIFEST_FILE, content)
+        await failpoint("registry.after_copy")
         return Blob(key=target, manifest_sha256=artifact.manifest_sha256, bytes=artifact.bytes), manifest
 
     async def _verified(self, key: str, file: ArtifactFile) -> AsyncIterator[bytes]:
@@ -146,12 +155,14 @@ class Registrar:
         sha256 = hashlib.sha256(content).hexdigest()
         await self._record(job, key, f"registering/{job['_id']}", sha256, len(content))
         await self._objects.put(key, content)
+        await failpoint("registry.after_result")
         fact = FileGenerated(
             filename=RESULT_FILENAME, bytes=len(content), sha256=sha256, purpose=RESULT_PURPOSE, object_key=key,
             job_id=job["_id"],
         )  # fmt: skip
+        await self._store.refer(key, f"file/{file_id}")
         await self._store.create_file(file_id, fact, _owned(job))
-        await self._record(job, key, f"file/{file_id}", sha256, len(content))
+        await failpoint("registry.after_result_file")
         return file_id
 
     async def _read_metrics(self, job_id: str, key: str | None) -> StepTable | None:

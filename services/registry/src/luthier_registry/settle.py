@@ -8,7 +8,8 @@ from luthier_common.journal.advance import Outcome
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
-from luthier_registry.domain import Fate, fate_of
+from luthier_common.kit.telemetry import span_of
+from luthier_registry.domain import Fate, fate_of, trace_of
 from luthier_registry.store import Store
 
 log = logging.getLogger(__name__)
@@ -51,28 +52,33 @@ class Settler:
 
     async def _register_verified(self) -> None:
         for job in await self._store.list_jobs("verified"):
-            staged = job["staged"]
-            model = await self._store.read_model(staged["model_id"])
-            if model is None or model["phase"] == "deleted":
-                message = "The model was deleted before its job had succeeded."
-                await self._store.state_of_job(
-                    job, JobFailed(problem=Problem(code=FailureReason.INTERNAL, message=message))
-                )
-                continue
-            weights = await self._store.make_weights_files(model)
-            await failpoint("registry.after_weights_files")
-            fact = ModelRegistered(model_id=staged["model_id"], model_name=staged["model_name"], weights_files=weights)
-            done = await self._store.state_of_job(job, fact)
-            if done.outcome is Outcome.ILLEGAL:
-                await self._store.drop_weights_files(model)
-            await failpoint("registry.after_registered")
-            log.info("registered", extra={"job_id": job["_id"], "model_id": fact.model_id, "outcome": done.outcome})
+            with span_of("registry.register", trace_of(job), {"job.id": job["_id"], "attempt": job["attempt"]}):
+                await self._register(job)
+
+    async def _register(self, job: Doc) -> None:
+        staged = job["staged"]
+        model = await self._store.read_model(staged["model_id"])
+        if model is None or model["phase"] == "deleted":
+            message = "The model was deleted before its job had succeeded."
+            problem = Problem(code=FailureReason.INTERNAL, message=message)
+            await self._store.state_of_job(job, JobFailed(problem=problem))
+            return
+        weights = await self._store.make_weights_files(model)
+        await failpoint("registry.after_weights_files")
+        fact = ModelRegistered(model_id=staged["model_id"], model_name=staged["model_name"], weights_files=weights)
+        done = await self._store.state_of_job(job, fact)
+        if done.outcome is Outcome.ILLEGAL:
+            await self._store.drop_weights_files(model)
+        await failpoint("registry.after_registered")
+        log.info("registered", extra={"job_id": job["_id"], "model_id": fact.model_id, "outcome": done.outcome})
 
     async def _follow_jobs(self) -> None:
         for model in await self._store.list_models("staged"):
             fate = fate_of(model, await self._store.read_job(model["job"]))
             if fate is Fate.PUBLISH:
+                await failpoint("registry.before_publish")
                 await self._store.publish_model(model)
             elif fate is Fate.DELETE:
                 await self._store.drop_weights_files(model)
+                await failpoint("registry.before_model_deleted")
                 await self._store.delete_model(model["_id"])

@@ -9,6 +9,8 @@ from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import Advanced, advance, create
 from luthier_common.kit import ledger
 from luthier_common.kit.bases import find_base
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 from luthier_registry.domain import RESULT_PURPOSE
 
@@ -79,6 +81,7 @@ class Store:
                 purpose=RESULT_PURPOSE, object_key=model["blob"]["key"] + file["name"], job_id=model["job"],
             )  # fmt: skip
             await self.create_file(file["id"], fact, owned)
+            await failpoint("registry.mid_weights")
         return tuple(file["id"] for file in weights)
 
     async def drop_weights_files(self, model: Doc) -> None:
@@ -101,6 +104,7 @@ class Store:
         query = {"phase": "deleted", "released": {"$ne": True}}
         async for model in self.db["models"].find(query, {"_id": 1}):
             await ledger.release(self.db, f"model/{model['_id']}")
+            await failpoint("registry.mid_release")
             await self.db["models"].update_one({"_id": model["_id"]}, {"$set": {"released": True}})
 
     async def release_abandoned(self) -> None:
@@ -121,6 +125,11 @@ class Store:
             self.db, key, sha256=sha256, num_bytes=num_bytes, org=owned["org"], project=owned["project"],
             reference=reference,
         )  # fmt: skip
+
+    async def refer(self, key: str, reference: str) -> None:
+        """Refer to a noted object by a thing that is made next; TransientError when the object is going."""
+        if not await ledger.refer(self.db, key, reference, is_made_later=True):
+            raise TransientError(f"the object {key} is being removed")
 
     async def release(self, reference: str) -> None:
         await ledger.release(self.db, reference)

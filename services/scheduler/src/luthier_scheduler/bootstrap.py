@@ -7,6 +7,7 @@ from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.kit import presence
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
+from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.mongo import open_mongo, ping
 from luthier_common.kit.room import Room
 from luthier_scheduler.consumers import make_on_fact
@@ -14,13 +15,15 @@ from luthier_scheduler.cycle import Cycle
 from luthier_scheduler.leader import Leader
 from luthier_scheduler.settings import SchedulerSettings
 from luthier_scheduler.store import Store
+from luthier_scheduler.telemetry import measured_cycle, say_active
 
 
 async def main(room: Room) -> None:
     settings = SchedulerSettings()
     clock = SystemClock()
     instance = f"scheduler-{secrets.token_hex(4)}"
-    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database))
+    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
+    db = await room.enter("mongo", mongo)
     room.health.require("mongo", lambda: ping(db))
     leader = Leader(db, clock, instance, settings.leader_ttl_s)
     await room.enter("leader", leader.resigning())
@@ -28,15 +31,19 @@ async def main(room: Room) -> None:
     wake_cycle = asyncio.Event()
 
     async def lead() -> None:
-        if await leader.renew():
-            cycle.forget()
-            wake_cycle.set()
+        try:
+            if await leader.renew():
+                cycle.forget()
+                wake_cycle.set()
+        finally:
+            say_active(leader.is_active)
 
     async def look() -> None:
         if leader.is_active:
-            await cycle.run()
+            with measured_cycle():
+                await cycle.run()
 
-    broker = build_broker(settings.kafka_url, "scheduler")
+    broker = build_broker(settings.kafka_url, "scheduler", kafka_access(settings))
     hear(broker, [TOPICS[Kind.JOB], TOPICS[Kind.NODE]], make_on_fact(wake_cycle))
     await room.enter("broker", listening(broker))
     room.spawn("lead", room.every(settings.leader_renew_s, lead))

@@ -2,14 +2,14 @@
 
 import logging
 
-from luthier_common.contract.events import JobFailed, JobPlaced, Member, NodeLost, Problem, QueueReasonChanged, RunLost
+from luthier_common.contract.events import JobPlaced, Member, NodeLost, Problem, QueueReasonChanged, RunLost
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.contract.resolve import resolve
 from luthier_common.contract.spec import JobSpec, ResolvedHyperparameters
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
-from luthier_common.kit.telemetry import use_traceparent
+from luthier_common.kit.telemetry import span_of
 from luthier_scheduler.decide import Decision, Placement, Wait, WaitingJob, decide
 from luthier_scheduler.settings import SchedulerSettings
 from luthier_scheduler.store import Snapshot, Store
@@ -38,6 +38,7 @@ class Cycle:
         """Do one cycle. Raises a driver error when the database is away; what was decided may then stand half done."""
         try:
             snapshot = await self._store.read_snapshot()
+            await failpoint("scheduler.after_snapshot")
             await self._lose_silent_runs(snapshot)
             await self._lose_silent_nodes(snapshot)
             decision = decide(self._placeable(snapshot.waiting), snapshot.nodes, max_strikes=self._settings.max_strikes)
@@ -54,12 +55,14 @@ class Cycle:
         for key in self._runs.look({key: run.lease for key, run in held.items()}, self._clock.monotonic_s()):
             run = held[key]
             fact = RunLost(reason=FailureReason.LEASE_EXPIRED, last_step=run.last_step)
+            await failpoint("scheduler.before_run_lost")
             lost = await self._store.state_of_job(run.job_id, fact, attempt=run.attempt, match={"lease": run.lease})
             if lost.applied:
                 log.warning("the run is lost", extra={"job_id": run.job_id, "attempt": run.attempt})
 
     async def _lose_silent_nodes(self, snapshot: Snapshot) -> None:
         for node_id in self._nodes.look(snapshot.renewals, self._clock.monotonic_s()):
+            await failpoint("scheduler.before_node_lost")
             lost = await self._store.state_of_node(
                 node_id, NodeLost(), match={"renewed_at": snapshot.renewals[node_id]}
             )
@@ -71,9 +74,8 @@ class Cycle:
             problem = Problem(
                 code=FailureReason.ATTEMPTS_EXHAUSTED, message=FailureReason.ATTEMPTS_EXHAUSTED.sentence, retryable=True
             )
-            await self._store.state_of_job(
-                job_id, JobFailed(problem=problem), match={"strikes": {"$gte": self._settings.max_strikes}}
-            )
+            await failpoint("scheduler.before_exhausted")
+            await self._store.fail_exhausted(job_id, problem, self._settings.max_strikes)
 
     async def _place(self, decision: Decision) -> None:
         for placement in decision.placements:
@@ -81,7 +83,8 @@ class Cycle:
             if job is None or job["phase"] != "waiting" or job["attempt"] + 1 != placement.attempt:
                 continue
             try:
-                with use_traceparent(job.get("trace")):
+                named = {"job.id": placement.job_id, "node": placement.node_id}
+                with span_of("scheduler.place", job.get("trace"), {**named, "attempt": placement.attempt}):
                     await self._place_job(placement, job)
             except (ValueError, LookupError, TypeError):
                 # One job that cannot be read must not keep all others from being placed, nor the slots it would get.
@@ -96,7 +99,7 @@ class Cycle:
     async def _place_job(self, placement: Placement, job: Doc) -> None:
         pinned = await self._pin(job)
         if isinstance(pinned, Problem):
-            await self._store.state_of_job(placement.job_id, JobFailed(problem=pinned))
+            await self._store.fail_waiting(job, pinned)
             return
         resolved, base_digest = pinned
         fact = JobPlaced(
@@ -130,9 +133,7 @@ class Cycle:
     async def _tell_reasons(self, decision: Decision) -> None:
         for wait in decision.waits:
             if wait.is_news:
-                await self._store.state_of_job(
-                    wait.job_id, QueueReasonChanged(reason=wait.reason, message=wait.message)
-                )
+                await self._store.tell_reason(wait.job_id, QueueReasonChanged(reason=wait.reason, message=wait.message))
 
     async def _write_positions(self, decision: Decision) -> None:
         now_s = self._clock.monotonic_s()
@@ -143,6 +144,7 @@ class Cycle:
         if is_early or not moved:
             return
         self._positions_at_s = now_s
+        await failpoint("scheduler.before_positions")
         await self._store.write_positions([wait.job_id for wait in moved], first=moved[0].position)
 
 

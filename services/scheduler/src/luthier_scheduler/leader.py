@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Leader:
         was_active = self.is_active
         asked_at_s = self._clock.monotonic_s()
         self._lease = await leases.acquire(self._db, LEASE, self._instance, self._ttl_s)
+        await failpoint("scheduler.after_lease")
         self._active_until_s = asked_at_s + MARGIN * self._ttl_s
         if self.is_active != was_active:
             log.info("this instance is now %s", "active" if self.is_active else "a standby")

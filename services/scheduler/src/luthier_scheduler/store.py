@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier_common.contract.envelope import Actor
-from luthier_common.contract.events import Fact, JobPlaced
+from luthier_common.contract.events import Fact, JobFailed, JobPlaced, Problem, QueueReasonChanged
 from luthier_common.contract.lifecycle import HELD
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import Advanced, Outcome, advance
 from luthier_common.kit.bases import find_base
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 from luthier_scheduler.decide import Claim, Placement, TrainerNode, WaitingJob
 
@@ -87,6 +88,21 @@ class Store:
     ) -> Advanced:
         return await advance(self._db, Kind.JOB, job_id, fact, actor=ACTOR, attempt=attempt, match=match)
 
+    async def tell_reason(self, job_id: str, fact: QueueReasonChanged) -> Advanced:
+        """State why a job waits. Reasons come and go, so only the op id tells a write whose answer was lost."""
+        op_id = f"reason/{secrets.token_hex(6)}"
+        return await advance(self._db, Kind.JOB, job_id, fact, actor=ACTOR, op_id=op_id)
+
+    async def fail_waiting(self, job: Doc, problem: Problem) -> Advanced:
+        """End a job as it was read; one that waits no longer, or again, is left alone: other rooms fail jobs too."""
+        match = {"phase": "waiting", "attempt": job["attempt"], "generation": job["generation"]}
+        return await self.state_of_job(job["_id"], JobFailed(problem=problem), match=match)
+
+    async def fail_exhausted(self, job_id: str, problem: Problem, max_strikes: int) -> Advanced:
+        """End a job that still waits with so many strikes."""
+        match = {"phase": "waiting", "strikes": {"$gte": max_strikes}}
+        return await self.state_of_job(job_id, JobFailed(problem=problem), match=match)
+
     async def state_of_node(self, node_id: str, fact: Fact, *, match: Doc) -> Advanced:
         return await advance(self._db, Kind.NODE, node_id, fact, actor=ACTOR, match=match)
 
@@ -98,7 +114,9 @@ class Store:
         token = secrets.token_hex(8)
         if not await self._claim(placement, token):
             return False
+        await failpoint("scheduler.after_claim")
         done = await self.state_of_job(placement.job_id, fact)
+        await failpoint("scheduler.after_place")
         if done.outcome is not Outcome.APPLIED and done.doc is not None and not _is_owner(done.doc, placement):
             await self._withdraw(placement, token)
         return done.applied

@@ -5,11 +5,12 @@ from contextlib import asynccontextmanager
 
 from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.kit.broker import build_broker, hear, listening
+from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.mongo import open_mongo, ping
-from luthier_common.kit.objects import open_objects
+from luthier_common.kit.objects import S3Access, open_objects
 from luthier_common.kit.room import Room
 from luthier_trainer.consumers import make_on_fact
-from luthier_trainer.executor import LocalExecutor
+from luthier_trainer.executor import Executor, LocalExecutor
 from luthier_trainer.settings import TrainerSettings
 from luthier_trainer.store import Store
 from luthier_trainer.supervisor import Supervisor
@@ -18,16 +19,21 @@ from luthier_trainer.workplace import Workplace
 STOP_AFTER_S = 115.0
 
 
-async def main(room: Room) -> None:
+async def main(room: Room, executor: Executor | None = None) -> None:
+    """The supervisor of one node; `executor` starts its runs, as children of this process unless told otherwise."""
     settings = TrainerSettings()
     workplace = Workplace(settings.home, settings.trainer_node)
     await room.enter("workplace", _held(workplace))
-    db = await room.enter("mongo", open_mongo(settings.mongo_url, settings.mongo_database))
-    objects = await room.enter("objects", open_objects(settings.objects_url))
+    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
+    db = await room.enter("mongo", mongo)
+    objects = await room.enter(
+        "objects", open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
+    )
     room.health.require("mongo", lambda: ping(db))
     room.health.require("objects", objects.check)
-    supervisor = Supervisor(Store(db, settings.trainer_node), objects, workplace, LocalExecutor(), settings)
-    broker = build_broker(settings.kafka_url, "trainer")
+    store, executor = Store(db, settings.trainer_node), executor or LocalExecutor()
+    supervisor = Supervisor(store, objects, workplace, executor, settings)
+    broker = build_broker(settings.kafka_url, "trainer", kafka_access(settings))
     hear(broker, [TOPICS[Kind.JOB]], make_on_fact(supervisor.wake))
     await room.enter("broker", listening(broker))
 

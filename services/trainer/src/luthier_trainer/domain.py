@@ -16,6 +16,10 @@ Doc = dict[str, Any]
 RunKey = tuple[str, int]
 
 
+class AttemptOverError(Exception):
+    """The job no longer takes facts of this attempt."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """Slots of this node that one attempt of a job holds."""

@@ -57,8 +57,11 @@ class Executor(Protocol):
 class LocalExecutor:
     """Children of this process. They end with it: the kernel sees to that."""
 
+    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "luthier_trainer.training")) -> None:
+        self._command = command
+
     async def start(self, run_dir: Path, gpus: tuple[int, ...], num_threads: int) -> Child:
-        """Start `python -m luthier_trainer.training RUN_DIR`; `gpus` are the only ones that it sees."""
+        """Start the command with `RUN_DIR`; `gpus` are the only ones that it sees."""
         reading, writing = os.pipe()
         own = {
             PROGRESS_FD_VARIABLE: str(writing),
@@ -76,9 +79,7 @@ class LocalExecutor:
         try:
             with (run_dir / LOG_FILE).open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "luthier_trainer.training",
+                    *self._command,
                     str(run_dir),
                     env={**kept, **own},
                     stdin=asyncio.subprocess.DEVNULL,

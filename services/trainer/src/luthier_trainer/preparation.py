@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 from luthier_common.contract.events import CheckpointRejected, CheckpointSaved
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.objects import ObjectStore
-from luthier_trainer.domain import Assignment, child_hyperparameters
+from luthier_trainer.domain import Assignment, AttemptOverError, child_hyperparameters
 from luthier_trainer.protocol import RUN_FILE, RunSpec
 from luthier_trainer.settings import TrainerSettings
 from luthier_trainer.store import Store
@@ -15,14 +16,13 @@ from luthier_trainer.transfers import (
     fetch_checkpoint,
     fetch_dataset,
     fetch_earlier_metrics,
-    find_older_checkpoints,
 )
 
 log = logging.getLogger(__name__)
 
 
 class Preparation:
-    """Fetches what one run needs. Raises PreparationError, or what the servers raise."""
+    """Fetches what one run needs. Raises PreparationError, AttemptOverError, or what the servers raise."""
 
     def __init__(self, run: Assignment, store: Store, objects: ObjectStore, settings: TrainerSettings) -> None:
         self._run = run
@@ -63,14 +63,17 @@ class Preparation:
         return spec
 
     async def _restore(self, directory: Path) -> Path | None:
-        """The newest checkpoint that is whole, or None: then the run starts at its first step."""
+        """The newest checkpoint that is whole, or None: then the run starts at its first step.
+
+        Only those that the job was told of count: what a lost attempt uploaded and could no longer name is not its.
+        """
         wanted = self._run.checkpoint
         if wanted is None:
             return None
         problems = await self._try(wanted, directory)
         if not problems:
             return _directory_of(wanted, directory)
-        for older in await find_older_checkpoints(self._objects, self._run, wanted.step):
+        for older in await self._store.read_saved_checkpoints(self._run.claim.job_id, below_step=wanted.step):
             if not await self._try(older, directory):
                 await self._reject(wanted, problems, older)
                 return _directory_of(older, directory)
@@ -78,7 +81,8 @@ class Preparation:
         return None
 
     async def _try(self, saved: CheckpointSaved, directory: Path) -> list[str]:
-        problems = await fetch_checkpoint(self._objects, saved, _directory_of(saved, directory))
+        problems = await fetch_checkpoint(self._objects, self._run, saved, _directory_of(saved, directory))
+        await failpoint("trainer.after_restore")
         if problems:
             log.error("a checkpoint is refused", extra={"step": saved.step, "problems": problems})
         else:
@@ -92,8 +96,11 @@ class Preparation:
             problem="; ".join(problems)[:500],
             falls_back_to_step=None if older is None else older.step,
         )
+        await failpoint("trainer.before_reject")
         also = {"checkpoint": None if older is None else older.model_dump(mode="json")}
-        await self._store.state(self._run.claim, fact, op_id=f"CheckpointRejected/{wanted.step}", also=also)
+        told = await self._store.state(self._run.claim, fact, op_id=f"CheckpointRejected/{wanted.step}", also=also)
+        if not told.done:
+            raise AttemptOverError(told.outcome)
 
 
 def _directory_of(saved: CheckpointSaved, directory: Path) -> Path:

@@ -15,15 +15,16 @@ from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.logs import bind
 from luthier_common.kit.objects import ObjectStore
 from luthier_common.kit.room import TRANSIENT_ERRORS
-from luthier_common.kit.telemetry import linked_trace
-from luthier_trainer.domain import Assignment, failure_of, run_failed
+from luthier_common.kit.telemetry import linked_trace, span_of
+from luthier_trainer.domain import Assignment, AttemptOverError, failure_of, run_failed
 from luthier_trainer.executor import LOG_FILE, Child, Executor
 from luthier_trainer.insisting import Insist
 from luthier_trainer.preparation import Preparation
 from luthier_trainer.protocol import Failed, Finished, Paused
 from luthier_trainer.settings import TrainerSettings
 from luthier_trainer.store import Store
-from luthier_trainer.telling import AttemptOverError, Teller
+from luthier_trainer.telemetry import forget_run
+from luthier_trainer.telling import Teller
 from luthier_trainer.transfers import LOG_OBJECT, PreparationError, upload_run_file
 from luthier_trainer.workplace import Workplace
 
@@ -57,6 +58,7 @@ class Run:
         self._is_over = False
         self._is_pausing = False
         self._is_leaving = False
+        self._is_given_up = False
         self._insist = Insist(settings.unreachable_cap_s, lambda: self._is_over)
 
     def poke(self) -> None:
@@ -68,24 +70,33 @@ class Run:
         self._is_leaving = True
         self._pause_work()
 
+    def give_up(self) -> None:
+        """The time is over: what was not told yet is lost, and the node's next start says so."""
+        self._is_given_up = True
+
     async def execute(self) -> None:
         """Run the attempt to its end, whatever that is, and free its slots."""
         claim = self._run.claim
         fields: dict[str, str | int] = {"job_id": claim.job_id, "attempt": claim.attempt}
-        with bind(**fields), linked_trace("trainer.run", self._run.trace, fields):
+        named = {f"luthier.{name.replace('_', '.')}": value for name, value in fields.items()}
+        with bind(**fields), linked_trace("trainer.run", self._run.trace, named):
             lease = asyncio.create_task(self._keep_lease())
             try:
                 ending = await self._work_to_end()
                 await self._reap()
                 if ending is not None:
                     log.info("the run ends: %s", ending.type)
+                    await failpoint("trainer.before_ending")
                     await self._insist(lambda: self._store.state(claim, ending, op_id=ending.type))
+                    await failpoint("trainer.after_ending")
             finally:
                 self._is_over = True
                 lease.cancel()
                 await self._reap()
+                forget_run(claim.job_id)
                 await self._keep_log()
-                await Insist(self._settings.unreachable_cap_s)(lambda: self._store.free(claim))
+                insist = Insist(self._settings.unreachable_cap_s, lambda: self._is_given_up)
+                await insist(lambda: self._store.free(claim))
                 self._workplace.remove(claim)
 
     async def _work_to_end(self) -> RunFact | None:
@@ -122,10 +133,12 @@ class Run:
             raise AttemptOverError("it ended before it began")
         directory = self._workplace.make(self._run.claim)
         preparation = Preparation(self._run, self._store, self._objects, self._settings)
-        await self._insist(lambda: preparation.prepare(directory, bool(self._gpus)))
+        with span_of("trainer.prepare"):
+            await self._insist(lambda: preparation.prepare(directory, bool(self._gpus)))
         await failpoint("trainer.before_start")
         num_threads = self._settings.threads_of(len(self._run.claim.slots))
         self._child = child = await self._executor.start(directory, self._gpus, num_threads)
+        await failpoint("trainer.after_start")
         log.info("the child has started")
         if self._is_pausing or self._is_leaving:
             self._pause_child(child)

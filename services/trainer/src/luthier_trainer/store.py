@@ -6,12 +6,14 @@ from datetime import datetime
 from typing import Any
 
 from luthier_common.contract.envelope import Actor
-from luthier_common.contract.events import Fact, NodeCapacityChanged, NodeJoined, NodeLeft
+from luthier_common.contract.events import CheckpointSaved, Fact, NodeCapacityChanged, NodeJoined, NodeLeft
 from luthier_common.contract.lifecycle import HELD
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import Advanced, Outcome, advance, create
+from luthier_common.journal.rows import EVENTS
 from luthier_common.kit import ledger
 from luthier_common.kit.errors import TransientError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import AFTER, Database, Doc
 from luthier_trainer.domain import Claim
 from luthier_trainer.inventory import merge_slots
@@ -82,6 +84,7 @@ class Store:
         seen: Doc | None = await self.db["jobs"].find_one_and_update(
             query, [{"$set": {"lease": lease}}], projection=fields, return_document=AFTER
         )
+        await failpoint("trainer.after_lease")
         return None if seen is None else str(seen.get("wanted") or "run")
 
     async def state(
@@ -100,8 +103,25 @@ class Store:
             raise TransientError("the job's outbox is full")
         return told
 
+    async def read_saved_checkpoints(self, job_id: str, *, below_step: int) -> list[CheckpointSaved]:
+        """What the job was told of, the latest first; each must still be checked.
+
+        The event list is read after the outbox: an entry leaves that only when its row is there.
+        """
+        job = await self.db["jobs"].find_one({"_id": job_id}, {"outbox": 1})
+        waiting = (entry for entry in (job or {}).get("outbox", []) if entry["type"] == CheckpointSaved.__name__)
+        told = {entry["seq"]: entry["data"] for entry in waiting}
+        query = {"kind": str(Kind.JOB), "thing": job_id, "type": CheckpointSaved.__name__}
+        rows = self.db[EVENTS].find(query, {"seq": 1, "body.data": 1})
+        told |= {row["seq"]: row["body"]["data"] async for row in rows}
+        saved = [CheckpointSaved.model_validate(data) for data in told.values()]
+        return sorted(
+            (one for one in saved if one.step < below_step), key=lambda one: (one.step, one.attempt), reverse=True
+        )
+
     async def free(self, claim: Claim) -> None:
         """Write the usage ledger, then free the slots. Done twice it changes nothing."""
+        await failpoint("trainer.before_free")
         job = await self.db["jobs"].find_one({"_id": claim.job_id}, {"org": 1, "project": 1})
         row: dict[str, Any] = {
             "job": claim.job_id,
@@ -117,6 +137,7 @@ class Store:
         await self.db["usage"].update_one(
             {"_id": key}, [{"$set": {**literals, "to": {"$ifNull": ["$to", "$$NOW"]}}}], upsert=True
         )
+        await failpoint("trainer.after_usage")
         is_held = {
             "$and": [{"$eq": ["$$slot.holder.job", claim.job_id]}, {"$eq": ["$$slot.holder.attempt", claim.attempt]}]
         }
@@ -124,6 +145,7 @@ class Store:
         await self.db["nodes"].update_one(
             {"_id": self.node}, [{"$set": {"slots": {"$map": {"input": "$slots", "as": "slot", "in": freed}}}}]
         )
+        await failpoint("trainer.after_free")
 
     async def read_file(self, file_id: str) -> Doc | None:
         """Where a file's bytes are and what they hash to."""

@@ -21,6 +21,8 @@ from luthier_trainer.workplace import Workplace
 
 log = logging.getLogger(__name__)
 _LEAVE_MARGIN_S = 8.0
+_GIVE_UP_S = 4.0
+_SAY_LEAVING_S = 8.0
 
 
 class Supervisor:
@@ -53,6 +55,7 @@ class Supervisor:
             return
         slots, now = seen
         claims = claims_of(slots)
+        await failpoint("trainer.after_look")
         jobs = await self._store.read_jobs([claim.job_id for claim in claims])
         for claim in claims:
             job = jobs.get(claim.job_id)
@@ -65,18 +68,33 @@ class Supervisor:
     async def stop(self) -> None:
         """Leave: no new runs; those at work save, go back to the queue and free their slots, within the budget."""
         self._is_stopping = True
+        # At once: children need the time that a database which is away too would take.
+        await asyncio.gather(self._say_leaving(), self._end_runs())
+
+    async def _say_leaving(self) -> None:
         with suppress(*TRANSIENT_ERRORS):
-            if self._has_joined:
-                await self._store.leave()
-        tasks = [task for _, task in self._runs.values()]
-        for run, _ in self._runs.values():
+            async with asyncio.timeout(_SAY_LEAVING_S):
+                if self._has_joined:
+                    await self._store.leave()
+                await presence.leave(self._store.db, "trainer", self._store.node)
+
+    async def _end_runs(self) -> None:
+        held = list(self._runs.values())
+        for run, _ in held:
             run.leave()
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self._settings.pause_budget_s + _LEAVE_MARGIN_S)
-            for task in late:
+        if not held:
+            return
+        _, late = await asyncio.wait(
+            [task for _, task in held], timeout=self._settings.pause_budget_s + _LEAVE_MARGIN_S
+        )
+        if not late:
+            return
+        for run, task in held:
+            if task in late:
+                run.give_up()
                 task.cancel()
-        with suppress(*TRANSIENT_ERRORS):
-            await presence.leave(self._store.db, "trainer", self._store.node)
+        log.error("runs could not be brought to an orderly end", extra={"num_runs": len(late)})
+        await asyncio.wait(late, timeout=_GIVE_UP_S)
 
     async def _join(self) -> None:
         if not self._has_joined:
@@ -85,6 +103,7 @@ class Supervisor:
             find_slots, self._settings.trainer_device, self._settings.trainer_cpu_slots
         )
         await self._store.join(device, slots)
+        await failpoint("trainer.after_join")
         await self._store.renew()
         log.info("the node has joined", extra={"device": device, "num_slots": len(slots)})
         self._has_joined = True
@@ -106,7 +125,6 @@ class Supervisor:
                 await self._store.state(claim, RunPaused(step=step), op_id="RunPaused")
             case Verdict.FREE:
                 pass
-        await failpoint("trainer.before_free")
         log.info("slots are freed", extra={"job_id": claim.job_id, "attempt": claim.attempt, "verdict": verdict})
         await self._store.free(claim)
 

@@ -12,7 +12,8 @@ from luthier_common.contract.events import Blob, CheckpointSaved, RunFinished
 from luthier_common.journal.advance import Advanced, Outcome
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.objects import ObjectStore
-from luthier_trainer.domain import Assignment, run_started, step_completed, thin, validation_completed
+from luthier_common.kit.telemetry import current_traceparent, span_of
+from luthier_trainer.domain import Assignment, AttemptOverError, run_started, step_completed, thin, validation_completed
 from luthier_trainer.insisting import Insist
 from luthier_trainer.protocol import (
     CheckpointWritten,
@@ -25,15 +26,12 @@ from luthier_trainer.protocol import (
     Step,
 )
 from luthier_trainer.store import Store
+from luthier_trainer.telemetry import RunMeter, saw_checkpoint
 from luthier_trainer.transfers import METRICS_FILE, upload_directory, upload_run_file
 
 log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 2
 _MAX_BATCH = 100
-
-
-class AttemptOverError(Exception):
-    """The job no longer takes facts of this attempt."""
 
 
 class Teller:
@@ -55,6 +53,7 @@ class Teller:
         self._last_loss: float | None = None
         self._total_steps = run.total_steps
         self._uploaded: list[Path] = []
+        self._meter = RunMeter(run.claim.job_id, run.claim.attempt)
         self.last: Finished | Paused | Failed | None = None
 
     async def follow(self, reports: AsyncIterator[Progress]) -> None:
@@ -79,6 +78,7 @@ class Teller:
 
     async def finish(self, report: Finished) -> RunFinished:
         """Upload the model and the series; the fact that says so."""
+        await failpoint("trainer.before_finish")
         key = f"{self._run.prefix}artifact/"
         blob = await self._upload(report.directory, key, report.manifest_sha256)
         metrics_key = await self._upload_metrics()
@@ -107,6 +107,7 @@ class Teller:
                 continue
 
     async def _take(self, report: Progress) -> None:
+        self._meter.saw(report)
         match report:
             case Started():
                 self._total_steps = report.total_steps
@@ -126,7 +127,11 @@ class Teller:
 
     async def _state_started(self, report: Started) -> None:
         fact = run_started(report)
-        self._check(await self._insist(lambda: self._store.state(self._run.claim, fact, op_id="RunStarted")))
+        # What becomes of the attempt's artifact belongs to the trace of the attempt.
+        trace = {"run_trace": current_traceparent()}
+        self._check(
+            await self._insist(lambda: self._store.state(self._run.claim, fact, op_id="RunStarted", also=trace))
+        )
 
     async def _tell_steps(self) -> None:
         """State what has gathered; a full outbox halves it, and what is still there waits for the next time."""
@@ -135,6 +140,7 @@ class Teller:
         batch = self._steps[:_MAX_BATCH]
         facts = [step_completed(step, self._total_steps) for step in batch]
         told = await self._insist(lambda: self._store.state(self._run.claim, facts))
+        await failpoint("trainer.after_steps")
         self._told_at = time.monotonic()
         if told.outcome is Outcome.FULL:
             if len(self._steps) == 1:
@@ -157,15 +163,19 @@ class Teller:
 
     async def _save_checkpoint(self, report: CheckpointWritten) -> None:
         """Upload, then name it on the job: only a whole checkpoint is ever named."""
+        began_s = time.monotonic()
         await self._tell_all_steps()
         await self._upload_metrics()
         key = f"{self._run.prefix}step-{report.step}/"
-        blob = await self._upload(report.directory, key, report.manifest_sha256)
+        with span_of("trainer.save_checkpoint", attributes={"step": report.step}):
+            blob = await self._upload(report.directory, key, report.manifest_sha256)
         await failpoint("trainer.before_checkpoint_saved")
         fact = CheckpointSaved(
             step=report.step, attempt=self._run.claim.attempt, blob=blob, metrics=dict(report.metrics)
         )
         self._check(await self._insist(lambda: self._store.state(self._run.claim, fact)))
+        await failpoint("trainer.after_checkpoint_saved")
+        saw_checkpoint(time.monotonic() - began_s, blob.bytes)
         self._uploaded.append(report.directory)
         for old in self._uploaded[:-KEEP_CHECKPOINTS]:
             await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)

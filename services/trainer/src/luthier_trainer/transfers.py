@@ -2,18 +2,21 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import logging
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from luthier_common.contract.events import Blob, CheckpointSaved
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.bases import BundleCorruptError, fetch_files
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.objects import ObjectExistsError, ObjectMissingError, ObjectStore, in_thread
-from luthier_trainer.checkpoints import MANIFEST_FILE, read_manifest, verify
+from luthier_trainer.checkpoints import MANIFEST_FILE, CheckpointManifest, read_manifest, verify
 from luthier_trainer.domain import Assignment
 from luthier_trainer.store import Store
 
+log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 LOG_OBJECT = "log.txt"
 _LOG_TAIL_BYTES = 1 << 20
@@ -26,14 +29,6 @@ class PreparationError(Exception):
         super().__init__(message or reason.sentence)
         self.reason = reason
         self.message = message or reason.sentence
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A checkpoint as it lies on disk now."""
-
-    directory: Path
-    saved: CheckpointSaved
 
 
 async def fetch_base_bundle(store: Store, objects: ObjectStore, digest: str, cache: Path) -> Path:
@@ -60,41 +55,35 @@ async def fetch_dataset(store: Store, objects: ObjectStore, file_id: str, sha256
     return target
 
 
-async def fetch_checkpoint(objects: ObjectStore, saved: CheckpointSaved, target: Path) -> list[str]:
-    """Download a checkpoint; what is wrong with it, empty when it is whole."""
+async def fetch_checkpoint(objects: ObjectStore, run: Assignment, saved: CheckpointSaved, target: Path) -> list[str]:
+    """Download a checkpoint that the job names; what is wrong with it, in a user's words, empty when it is whole."""
     await in_thread(target.mkdir, parents=True, exist_ok=True)
+    name = MANIFEST_FILE
     try:
-        if await objects.download(saved.blob.key + MANIFEST_FILE, target / MANIFEST_FILE) != saved.blob.manifest_sha256:
+        if await objects.download(saved.blob.key + name, target / name) != saved.blob.manifest_sha256:
             return ["its manifest is not the one that was saved"]
-        files = [file.model_dump() for file in read_manifest(target).files]
-        await fetch_files(objects, saved.blob.key, files, target)
-    except (ObjectMissingError, BundleCorruptError, ValueError) as error:
-        return [f"{type(error).__name__}: {error}"]
-    return verify(target)
+        manifest = read_manifest(target)
+        if foreign := _check_identity(manifest, run, saved):
+            return [foreign]
+        for file in manifest.files:
+            name = file.name
+            await fetch_files(objects, saved.blob.key, [file.model_dump()], target)
+    except ObjectMissingError:
+        return [f"{name} is missing"]
+    except BundleCorruptError:
+        return [f"{name} does not hold what was saved"]
+    except ValidationError:
+        return ["its manifest cannot be read"]
+    return await in_thread(verify, target)
 
 
-async def find_older_checkpoints(objects: ObjectStore, run: Assignment, below_step: int) -> list[CheckpointSaved]:
-    """Finished uploads of this job's earlier steps, the latest first; each must still be checked."""
-    found = []
-    async for info in objects.list(run.job_prefix):
-        attempt, _, rest = info.key.removeprefix(run.job_prefix).partition("/")
-        step, _, name = rest.partition("/")
-        if name != MANIFEST_FILE or not step.startswith("step-") or int(step.removeprefix("step-")) >= below_step:
-            continue
-        content = await objects.read(info.key)
-        try:
-            manifest = json.loads(content)
-            num_bytes = sum(file["bytes"] for file in manifest["files"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        digest = hashlib.sha256(content).hexdigest()
-        blob = Blob(key=info.key.removesuffix(MANIFEST_FILE), manifest_sha256=digest, bytes=num_bytes)
-        metrics = manifest.get("metrics", {})
-        saved = CheckpointSaved(
-            step=int(step.removeprefix("step-")), attempt=int(attempt.removeprefix("a")), blob=blob, metrics=metrics
-        )
-        found.append(saved)
-    return sorted(found, key=lambda saved: (saved.step, saved.attempt), reverse=True)
+def _check_identity(manifest: CheckpointManifest, run: Assignment, saved: CheckpointSaved) -> str | None:
+    """Whole, but of something else: such a run would be another one."""
+    if manifest.job_id != run.claim.job_id:
+        return "it is that of another job"
+    if (manifest.kind, manifest.step, manifest.attempt) != ("checkpoint", saved.step, saved.attempt):
+        return f"it is that of step {manifest.step} of attempt {manifest.attempt}"
+    return None
 
 
 async def upload_directory(
@@ -108,13 +97,17 @@ async def upload_directory(
         stored = await objects.upload(directory / file.name, key + file.name)
         if stored.sha256 != file.sha256:
             raise OSError(f"{file.name} changed while it was uploaded")
+        await failpoint("trainer.mid_save")
     await failpoint("trainer.before_manifest")
     content = await in_thread((directory / MANIFEST_FILE).read_bytes)
+    if hashlib.sha256(content).hexdigest() != manifest_sha256:
+        raise OSError(f"{MANIFEST_FILE} changed while it was uploaded")
     try:
         await objects.put(key + MANIFEST_FILE, content, if_absent=True)
     except ObjectExistsError:
         if await objects.read(key + MANIFEST_FILE) != content:
             raise
+    await failpoint("trainer.after_manifest")
     return Blob(key=key, manifest_sha256=manifest_sha256, bytes=num_bytes)
 
 
@@ -124,14 +117,27 @@ async def fetch_earlier_metrics(objects: ObjectStore, run: Assignment, resumed: 
         content = await objects.read(f"{run.job_prefix}a{resumed.attempt}/{METRICS_FILE}")
     except ObjectMissingError:
         return
-    lines = [line for line in content.splitlines(keepends=True) if json.loads(line)["step"] <= resumed.step]
-    await in_thread(target.write_bytes, b"".join(lines))
+    lines = content.splitlines(keepends=True)
+    kept = [line for line in lines if (step := _step_of(line)) is not None and step <= resumed.step]
+    await in_thread(target.write_bytes, b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of the series; None where it cannot be read: no run fails for the sake of a picture."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        log.warning("a line of the earlier series cannot be read", extra={"bytes": len(line)})
+        return None
 
 
 async def upload_run_file(store: Store, objects: ObjectStore, run: Assignment, path: Path, name: str) -> str:
     """The series or the end of the log, under this attempt; its key."""
     key = run.prefix + name
     content = await in_thread(path.read_bytes)
-    stored = await objects.put(key, content[-_LOG_TAIL_BYTES:] if name == LOG_OBJECT else content)
-    await store.note_objects(key, stored.sha256, stored.bytes, run.claim, run.org, run.project)
+    kept = content[-_LOG_TAIL_BYTES:] if name == LOG_OBJECT else content
+    # Noted first: an object that no row names is never removed.
+    await store.note_objects(key, hashlib.sha256(kept).hexdigest(), len(kept), run.claim, run.org, run.project)
+    await failpoint("trainer.before_run_file")
+    await objects.put(key, kept)
     return key

@@ -95,7 +95,7 @@ JOB = Lifecycle(
         Row(("waiting",), f.QueueReasonChanged, None, "scheduler"),
         Row(("waiting",), f.JobPlaced, "placed", "scheduler"),
         Row(("waiting",), f.JobFailed, "failed", "scheduler"),
-        Row(("placed",), f.CheckpointRejected, None, "trainer"),
+        Row(("placed", "pausing"), f.CheckpointRejected, None, "trainer"),
         Row(("placed",), f.RunStarted, "training", "trainer"),
         Row(("pausing",), f.RunStarted, None, "trainer"),
         Row(("training", "pausing"), f.StepCompleted, None, "trainer"),

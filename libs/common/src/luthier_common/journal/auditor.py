@@ -4,7 +4,9 @@ import logging
 from dataclasses import dataclass
 
 from luthier_common.contract.topics import COLLECTIONS, Kind
-from luthier_common.journal.projector import EVENTS
+from luthier_common.journal.rows import EVENTS
+from luthier_common.journal.telemetry import num_findings
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ class Finding:
 async def audit(db: Database, *, older_than_s: float = 60.0) -> list[Finding]:
     """Alarm for entries that have waited longer than `older_than_s` and for holes in things changed since yesterday."""
     findings: list[Finding] = []
+    await failpoint("auditor.before_look")
     for kind, name in COLLECTIONS.items():
         late: list[Doc] = [
             {"$match": {"pend": True}},
@@ -35,6 +38,7 @@ async def audit(db: Database, *, older_than_s: float = 60.0) -> list[Finding]:
         findings += [Finding(kind, row["_id"], "late", tuple(sorted(row["seqs"]))) for row in rows]
         findings += await _holes(db, kind, name, older_than_s)
     for finding in findings:
+        num_findings.add(1, {"what": finding.what})
         log.error("alarm: %s facts of %s %s: %s", finding.what, finding.kind, finding.thing, finding.seqs[:20])
     return findings
 

@@ -5,32 +5,30 @@ has seen that the log is shorter than the entry's offset.
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier_common.contract.envelope import Envelope, read_envelope
 from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
-from luthier_common.journal.relay import flags
+from luthier_common.journal import telemetry
+from luthier_common.journal.notes import flags
+from luthier_common.journal.rows import EVENTS, KIND_OF, insert_rows, is_of, row_of
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, BulkWriteError, Database, Doc, update_each
+from luthier_common.kit.mongo import OUTAGES, Database, Doc, update_each, update_matching
 from luthier_common.kit.stream import Part, Reader, Record
 
 log = logging.getLogger(__name__)
 POSITIONS = "positions"
-EVENTS = "events"
 LEASE_S = 5.0
 SWEEP_S = 1.0
+GATHER_S = 0.01
+"""Under load so much comes together between two reads: a round trip costs the same for many rows as for one."""
 Projected = Callable[[Kind, Collection[str]], None]
-KIND_OF = {topic.name: kind for kind, topic in TOPICS.items()}
 
 
 @dataclass
@@ -40,15 +38,28 @@ class _Held:
     lease: leases.Lease
     offset: int
     suspects: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    short_end: int | None = None
+    """The end for which the log was last read again from its beginning."""
 
 
 class Projector:
     """Projects the partitions whose position documents it holds, each under its epoch."""
 
     def __init__(
-        self, db: Database, reader: Reader, *, owner: str, clock: Clock, projected: Projected | None = None
+        self,
+        db: Database,
+        reader: Reader,
+        *,
+        owner: str,
+        clock: Clock,
+        source: str | None = None,
+        projected: Projected | None = None,
     ) -> None:
-        """`projected` hears which things have new rows, as soon as they can be read."""
+        """`source` is the relay's: facts of another one (of before a restored backup) are passed over.
+
+        `projected` hears which things have new rows, as soon as they can be read.
+        """
+        self._source = source
         self._db = db
         self._reader = reader
         self._owner = owner
@@ -75,8 +86,7 @@ class Projector:
             raise
         for part in out_of_range:
             await self._restart(part)
-        mine = [(part, records) for part, records in batches.items() if part in self._held]
-        await asyncio.gather(*(self._project(part, records) for part, records in mine))
+        await self._project({part: records for part, records in batches.items() if records and part in self._held})
         if self._clock.monotonic_s() - self._swept_at_s > SWEEP_S:
             self._swept_at_s = self._clock.monotonic_s()
             await self._sweep()
@@ -98,7 +108,7 @@ class Projector:
             self._assigned = False
 
     async def _renew_one(self, part: Part) -> None:
-        name = f"{part.topic}/{part.partition}"
+        name = _name(part)
         lease = await leases.acquire(self._db, name, self._owner, LEASE_S, collection=POSITIONS)
         held = self._held.get(part)
         if lease is None:
@@ -112,76 +122,72 @@ class Projector:
         """The log no longer holds the position: go to its beginning. All that is read again is a cheap duplicate."""
         start = await self._reader.log_start(part)
         log.warning("the log of %s/%s shrank; reading it from %s", part.topic, part.partition, start)
-        await self._move(part, start)
+        await self._move({part: start})
+        await failpoint("projector.after_restart")
         self._assigned = False
 
-    async def _move(self, part: Part, offset: int) -> None:
-        held = self._held[part]
-        name = f"{part.topic}/{part.partition}"
-        mine = {"_id": name, "owner": self._owner, "epoch": held.lease.epoch}
-        moved = await self._db[POSITIONS].update_one(mine, {"$set": {"offset": offset}})
-        if moved.matched_count:
-            held.offset = offset
-        else:
-            self._held.pop(part, None)
-            self._assigned = False
+    async def _move(self, offsets: Mapping[Part, int]) -> None:
+        """Store how far each partition is projected, under my epochs; where one is no longer mine, begin anew."""
+        moves: list[tuple[Doc, Doc]] = []
+        for part, offset in offsets.items():
+            mine = {"_id": _name(part), "owner": self._owner, "epoch": self._held[part].lease.epoch}
+            moves.append((mine, {"$set": {"offset": offset}}))
+        if await update_matching(self._db[POSITIONS], moves) == len(moves):
+            for part, offset in offsets.items():
+                self._held[part].offset = offset
+            return
+        for part in offsets:
+            self._held.pop(part)
+        self._assigned = False
+        self._renewed_at_s = -1e9
 
-    async def _project(self, part: Part, records: list[Record]) -> None:
-        rows = [row for record in records if (row := _row(part, record)) is not None]
-        present = await self._insert(rows)
-        if self._projected is not None and present:
-            self._projected(KIND_OF[part.topic], {row["thing"] for row in present})
+    async def _project(self, batches: Mapping[Part, list[Record]]) -> None:
+        """Rows, then outboxes, then positions: each in one round trip for all partitions."""
+        if not batches:
+            return
+        records = [(part, record) for part, found in batches.items() for record in found]
+        ours = ((part, record) for part, record in records if self._source is None or is_of(self._source, record))
+        rows = [row for part, record in ours if (row := row_of(part, record)) is not None]
+        await failpoint("projector.before_insert")
+        inserted = await insert_rows(self._db, rows)
+        by_kind: dict[Kind, dict[str, list[int]]] = {kind: defaultdict(list) for kind in TOPICS}
+        for row in inserted.present:
+            by_kind[Kind(row["kind"])][row["thing"]].append(row["seq"])
+        if self._projected is not None:
+            for kind, by_thing in by_kind.items():
+                if by_thing:
+                    self._projected(kind, by_thing)
         await failpoint("projector.after_insert")
-        by_thing: dict[str, list[int]] = defaultdict(list)
-        for row in present:
-            by_thing[row["thing"]].append(row["seq"])
-        kind = KIND_OF[part.topic]
-        await self._trim(kind, by_thing)
+        await asyncio.gather(*(self._trim(kind, by_thing) for kind, by_thing in by_kind.items()))
         await failpoint("projector.after_trim")
-        if records:
-            await self._move(part, records[-1].offset + 1)
-
-    async def _insert(self, rows: list[Doc]) -> list[Doc]:
-        """Insert what is new; the rows that are now in the list with this very content."""
-        if not rows:
-            return []
-        try:
-            await self._db[EVENTS].insert_many(rows, ordered=False)
-        except BulkWriteError as error:
-            failed = {fault["index"] for fault in error.details["writeErrors"]}
-            is_unsure = bool(error.details["writeConcernErrors"])  # written, but it may not survive: nothing to trim by
-            if is_unsure or any(fault["code"] != 11000 for fault in error.details["writeErrors"]):
-                raise TransientError("event rows could not be written") from error
-            known = [rows[index] for index in sorted(failed)]
-            return [row for index, row in enumerate(rows) if index not in failed] + await self._equal(known)
-        return rows
-
-    async def _equal(self, rows: list[Doc]) -> list[Doc]:
-        stored = {
-            doc["_id"]: doc["sha256"]
-            async for doc in self._db[EVENTS].find({"_id": {"$in": [row["_id"] for row in rows]}}, {"sha256": 1})
-        }
-        equal = [row for row in rows if stored.get(row["_id"]) == row["sha256"]]
-        for row in rows:
-            if row["_id"] not in stored:
-                log.error("alarm: a second terminal fact was refused", extra={"fact": row["_id"]})
-            elif stored[row["_id"]] != row["sha256"]:
-                log.error("alarm: a fact came twice with different content", extra={"fact": row["_id"]})
-        return equal
+        await self._move({part: found[-1].offset + 1 for part, found in batches.items()})
+        await failpoint("projector.after_move")
+        await telemetry.saw_rows(self._db, inserted, self._clock.now())
 
     async def _trim(self, kind: Kind, seqs_by_thing: Mapping[str, list[int]]) -> None:
         await update_each(self._db[COLLECTIONS[kind]], {thing: _trimming(s) for thing, s in seqs_by_thing.items()})
 
     async def _sweep(self) -> None:
+        telemetry.saw_lag(self._lag_by_topic())
         for part, held in list(self._held.items()):
             end = self._reader.log_end(part)
             if end is None:
                 continue
             mark, fetched_at_ms = end
             if mark < held.offset:
-                await self._restart(part)
-                continue
+                if mark != held.short_end:
+                    held.short_end = mark
+                    await self._restart(part)
+                    continue
+                mark = held.offset  # read beyond it twice: the broker names a wrong end, which must not stop the rest
             await self._judge(part, held, mark, fetched_at_ms)
+
+    def _lag_by_topic(self) -> dict[str, int]:
+        behind = {part.topic: 0 for part in self._held}
+        for part, held in self._held.items():
+            if (end := self._reader.log_end(part)) is not None:
+                behind[part.topic] += max(0, end[0] - held.offset)
+        return behind
 
     async def _judge(self, part: Part, held: _Held, mark: int, fetched_at_ms: int) -> None:
         """Find published entries that the log has lost, and hand them back to the relay."""
@@ -219,50 +225,24 @@ class Projector:
         )
 
 
+def _name(part: Part) -> str:
+    return f"{part.topic}/{part.partition}"
+
+
 def _trimming(seqs: list[int]) -> list[Doc]:
     """The update that takes entries out of a thing's outbox."""
     kept = {"$filter": {"input": "$outbox", "as": "e", "cond": {"$not": [{"$in": ["$$e.seq", seqs]}]}}}
     return [{"$set": {"outbox": kept}}, {"$set": flags()}]
 
 
-def _row(part: Part, record: Record) -> Doc | None:
-    envelope = None
-    with suppress(ValueError):
-        envelope = read_envelope(record.value, record.headers)
-    if envelope is None:
-        log.error("a message is no fact", extra={"at": f"{part.topic}/{part.partition}/{record.offset}"})
-        return None
-    return event_row(envelope, json.loads(record.value), part.partition, record.offset)
-
-
-def event_row(envelope: Envelope, body: dict[str, Any], partition: int, offset: int) -> Doc:
-    """The row of the event list: the raw body, the fields it is found by, and where it lies on the topic."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    row: Doc = {
-        "_id": envelope.id,
-        "kind": str(envelope.kind),
-        "thing": envelope.thing,
-        "seq": envelope.seq,
-        "type": envelope.type,
-        "at": envelope.at,
-        "generation": envelope.generation,
-        "org": envelope.org,
-        "project": envelope.project,
-        "body": body,
-        "trace": envelope.trace,
-        "partition": partition,
-        "offset": offset,
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    return row | ({"terminal": True} if envelope.terminal else {})
-
-
 async def run_projector(projector: Projector, stopping: asyncio.Event, beat: Any) -> None:
     """Project until stopped. Errors of servers are waited out; position and rows make every repetition harmless."""
     while not stopping.is_set():
         try:
-            await projector.step()
+            handled = await projector.step()
             beat()
+            if handled:
+                await asyncio.sleep(GATHER_S)
         except OUTAGES as error:
             beat()  # alive and waiting: a restart would not bring the servers back
             log.warning("the projector waits: %s", error)

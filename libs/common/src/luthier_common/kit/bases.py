@@ -9,6 +9,7 @@ from collections.abc import Collection as Some
 from pathlib import Path
 
 from luthier_common.kit.errors import LuthierError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
 
@@ -67,6 +68,7 @@ async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: 
                     part.unlink(missing_ok=True)
                     raise BundleCorruptError(f"{key}{file['name']} does not match its sha256")
                 part.replace(path)
+                await failpoint("bases.mid_fetch")
     finally:
         os.close(lock)
 

@@ -15,6 +15,12 @@ class TransientError(LuthierError):
     retryable = True
 
 
+class SettingError(LuthierError):
+    """A setting cannot be meant as it is; the text names it."""
+
+    code = "bad_setting"
+
+
 class PermanentError(LuthierError):
     """The message or request can never be handled as it is."""
 

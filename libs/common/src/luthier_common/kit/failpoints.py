@@ -64,15 +64,17 @@ def configure_failpoints(spec: str = "", seed: str = "", log_path: str = "") -> 
 def failpoint_names(*packages: str) -> dict[str, str]:
     """Every name used in the source of these packages, with where it stands (`file:line`).
 
-    Names must be literals (ValueError otherwise): the crash matrix is made from this list.
+    Names must be literals, each in one place (ValueError otherwise): the crash matrix is made from this list.
     """
     found: dict[str, str] = {}
     for package in packages:
         spec = find_spec(package)
         for folder in (spec.submodule_search_locations or []) if spec else []:
             for path in sorted(Path(folder).rglob("*.py")):
-                if path != Path(__file__):
-                    found.update(_names_in(path))
+                for name, place in _names_in(path) if path != Path(__file__) else ():
+                    if name in found:
+                        raise ValueError(f"the fail point {name} stands in two places: {found[name]} and {place}")
+                    found[name] = place
     return dict(sorted(found.items()))
 
 
@@ -102,6 +104,7 @@ class _Plan:
         self._log_path = log_path
         self._dice: dict[str, random.Random] = {}
         self._done: list[str] = []
+        self._spent: set[str] = set()
 
     def reach(self, name: str) -> float:
         """Logs, then kills, raises, or answers how long to pause."""
@@ -109,10 +112,11 @@ class _Plan:
             # Earlier faults are part of the seed: a restarted process must not throw the same fatal dice for ever.
             self._dice[name] = random.Random(f"{self._seed}/{name}/{len(self._faults(name))}" if self._seed else None)
             self._note(name, "pass")
-        rule = next((r for r in self._rules if fnmatchcase(name, r.names)), None)
+        rule = next((r for r in self._rules if fnmatchcase(name, r.names)), None) if name not in self._spent else None
         if rule is None or self._dice[name].random() >= rule.probability:
             return 0.0
         if rule.count is not None and len(self._faults(name)) >= rule.count:
+            self._spent.add(name)
             return 0.0
         self._note(name, rule.what)
         return _break(rule, name)

@@ -15,6 +15,8 @@ from typing import Any
 
 import uvicorn
 
+from luthier_common.kit.errors import LuthierError
+
 Check = Callable[[], Awaitable[str | None]]
 """Returns None when all is well, or a short text that says what is missing; an error counts as missing."""
 
@@ -129,6 +131,8 @@ async def _ask(check: Check) -> str | None:
         return await asyncio.wait_for(check(), CHECK_LIMIT_S)
     except TimeoutError:
         return f"no answer within {CHECK_LIMIT_S:g} s"
+    except LuthierError as error:
+        return str(error) or type(error).__name__
     except Exception as error:
         return type(error).__name__
 

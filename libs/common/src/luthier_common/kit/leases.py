@@ -5,6 +5,7 @@ What is decided under a lease is still written by compare-and-set.
 
 from dataclasses import dataclass
 
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import AFTER, Database, Doc, DuplicateKeyError
 
 COLLECTION = "leases"
@@ -39,10 +40,12 @@ async def acquire(db: Database, name: str, owner: str, ttl_s: float, *, collecti
         doc = await db[collection].find_one_and_update({"_id": name}, grab, upsert=True, return_document=AFTER)
     except DuplicateKeyError:
         return None
+    await failpoint("leases.after_acquire")
     return Lease(name, owner, int(doc["epoch"])) if doc and doc["owner"] == owner else None
 
 
 async def release(db: Database, lease: Lease, *, collection: str = COLLECTION) -> None:
     """Let the next one in at once. Harmless when the lease was lost meanwhile."""
+    await failpoint("leases.before_release")
     gone = [{"$set": {"until": "$$NOW", "owner": None}}]
     await db[collection].update_one({"_id": lease.name, "owner": lease.owner, "epoch": lease.epoch}, gone)

@@ -12,6 +12,9 @@ References and when they end:
   which reads them again, and a deleted file must not take that away. Only the end of the job's document may let go.
 """
 
+import re
+
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
 
@@ -38,6 +41,7 @@ async def intend(db: Database, key: str, *, reference: str, within_s: float, org
         ],
         upsert=True,
     )
+    await failpoint("ledger.after_intend")
 
 
 async def fulfil(db: Database, key: str, *, reference: str, sha256: str, num_bytes: int) -> bool:
@@ -63,6 +67,7 @@ async def fulfil(db: Database, key: str, *, reference: str, sha256: str, num_byt
 async def abandon(db: Database, objects: ObjectStore, key: str) -> None:
     """An intended object is not wanted after all: its bytes and row go. For a key that nobody else was told."""
     await objects.delete(key)
+    await failpoint("ledger.mid_abandon")
     await db[COLLECTION].delete_one({"_id": key})
 
 
@@ -79,19 +84,28 @@ async def record(
         },
         upsert=True,
     )
+    await failpoint("ledger.after_record")
 
 
-async def refer(db: Database, key: str, reference: str) -> bool:
-    """Add a reference; False when the object is gone or going."""
-    found = await db[COLLECTION].update_one(
-        {"_id": key, "sweeping": {"$ne": True}},
-        {"$addToSet": {"references": reference}, "$currentDate": {"touched_at": True}},
-    )
+async def refer(db: Database, key: str, reference: str, *, is_made_later: bool = False) -> bool:
+    """Add a reference; False when the object is gone or going.
+
+    `is_made_later`: the thing that refers is about to be made; if it is not, the reference lapses like an intent.
+    """
+    added: Doc = {
+        "references": {"$setUnion": ["$references", [{"$literal": reference}]]},
+        "touched_at": "$$NOW",
+    }
+    if is_made_later:
+        added["intent_until"] = {"$max": ["$intent_until", _from_now(SETTLE_S)]}
+    found = await db[COLLECTION].update_one({"_id": key, "sweeping": {"$ne": True}}, [{"$set": added}])
+    await failpoint("ledger.after_refer")
     return bool(found.matched_count)
 
 
 async def release(db: Database, *references: str) -> None:
     """Drop references from every object that has them."""
+    await failpoint("ledger.before_release")
     await db[COLLECTION].update_many(
         {"references": {"$in": list(references)}},
         {"$pull": {"references": {"$in": list(references)}}, "$currentDate": {"touched_at": True}},
@@ -107,9 +121,11 @@ async def sweep(db: Database, objects: ObjectStore, *, older_than_s: float = SWE
         claimed = await db[COLLECTION].update_one({"_id": row["_id"], "references": []}, {"$set": {"sweeping": True}})
         if not claimed.matched_count:
             continue
+        await failpoint("ledger.after_claim")
         keys = [info.key async for info in objects.list(row["_id"])] if row["_id"].endswith("/") else [row["_id"]]
         for key in keys:
             await objects.delete(key)
+        await failpoint("ledger.after_swept")
         await db[COLLECTION].delete_one({"_id": row["_id"], "references": []})
         removed += 1
     return removed
@@ -129,9 +145,12 @@ async def _drop_lapsed(db: Database, most: int) -> None:
 async def _is_alive(db: Database, key: str, reference: str) -> bool:
     """Whether the thing that an object was stored for is there and means this object."""
     kind, _, thing = reference.partition("/")
+    at = {"$regex": f"^{re.escape(key)}"} if key.endswith("/") else key
     places: dict[str, list[tuple[str, Doc]]] = {
-        "file": [("files", {"_id": thing, "object_key": key}), ("uploads", {"file_id": thing, "object_key": key})],
+        "file": [("files", {"_id": thing, "object_key": at}), ("uploads", {"file_id": thing, "object_key": at})],
         "part": [("uploads", {"parts.id": thing})],
+        "job": [("jobs", {"_id": thing})],
+        "model": [("models", {"_id": thing, "phase": {"$ne": "deleted"}})],
     }
     if reference.startswith(INTENT):
         return False

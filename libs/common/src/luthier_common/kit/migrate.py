@@ -2,14 +2,18 @@
 
 import asyncio
 import logging
+import sys
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from luthier_common.contract.topics import COLLECTIONS
+from luthier_common.kit.errors import LuthierError
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.logs import start_logs
 from luthier_common.kit.mongo import Database, open_mongo
 from luthier_common.kit.settings import RoomSettings
-from luthier_common.kit.stream import ensure_topics
+from luthier_common.kit.stream import Copies, ensure_topics
 
 log = logging.getLogger(__name__)
 DOCUMENT_VERSION = 1
@@ -114,6 +118,7 @@ async def migrate(db: Database) -> int:
     """Bring indexes and documents to this version; the installation's incarnation (it rises with a restored backup)."""
     for collection, indexes in INDEXES.items():
         await db[collection].create_indexes(indexes)
+        await failpoint("migrate.mid_indexes")
     await db["jobs"].create_indexes(JOB_LISTS)
     await db["files"].create_index(
         [("expires_at", ASCENDING)], name="by_expiry", partialFilterExpression={"expires_at": {"$type": "date"}}
@@ -125,10 +130,12 @@ async def migrate(db: Database) -> int:
         [("project", ASCENDING), ("model_name", ASCENDING)], name="by_model_name", partialFilterExpression=named
     )
     await db["nodes"].create_index([("role", ASCENDING), ("phase", ASCENDING)], name="by_role")
+    await failpoint("migrate.after_indexes")
     await db["orgs"].update_one({"_id": DEFAULT_ORG}, {"$setOnInsert": {"name": "default"}}, upsert=True)
     await db["projects"].update_one(
         {"_id": DEFAULT_PROJECT}, {"$setOnInsert": {"name": "default", "org": DEFAULT_ORG}}, upsert=True
     )
+    await failpoint("migrate.mid_documents")
     for collection in ("orgs", "projects"):
         undated = {"created_at": None}
         await db[collection].update_many(undated, [{"$set": {"created_at": "$$NOW"}}])
@@ -145,13 +152,32 @@ async def incarnation(db: Database) -> int:
     return int(meta["incarnation"]) if meta else 1
 
 
+async def source_of(db: Database, cluster: str) -> str:
+    """What this installation's facts name as their source."""
+    return f"luthier/{cluster}/{await incarnation(db)}"
+
+
 async def run(settings: RoomSettings) -> None:
-    async with open_mongo(settings.mongo_url, settings.mongo_database, timeout_s=30) as db:
+    access = kafka_access(settings)
+    database = (settings.mongo_url, settings.mongo_database)
+    async with open_mongo(*database, ca_file=settings.mongo_ca_file, timeout_s=30) as db:
         await migrate(db)
-    await ensure_topics(settings.kafka_url)
+    await failpoint("migrate.before_topics")
+    copies = Copies(settings.topic_replication, settings.topic_min_insync)
+    await ensure_topics(settings.kafka_url, access, copies=copies)
     log.info("indexes, topics and documents are at version %s", DOCUMENT_VERSION)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """The exit status: 1 when a server did not answer or took us for a stranger; the log says which."""
     start_logs("migrate")
-    asyncio.run(run(RoomSettings()))
+    try:
+        asyncio.run(run(RoomSettings()))
+    except LuthierError as error:
+        log.error("not migrated: %s", error)  # noqa: TRY400 (the text is all that an operator needs)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,16 +1,23 @@
 """The one file that knows the MongoDB driver (motor now; PyMongo's async client has the same calls)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import ReturnDocument, UpdateOne, errors
-from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
+MAX_CONNECTIONS = 64
+# A thread for each connection: motor's own number is five a core, and on few cores everything would wait for those that
+# wait for a change or for the journal. It is read when motor is imported.
+os.environ.setdefault("MOTOR_MAX_WORKERS", str(MAX_CONNECTIONS))
 
-from luthier_common.kit.errors import TransientError
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase  # noqa: E402
+from pymongo import ReturnDocument, UpdateOne, errors  # noqa: E402
+from pymongo.read_concern import ReadConcern  # noqa: E402
+from pymongo.write_concern import WriteConcern  # noqa: E402
+
+from luthier_common.kit.errors import SettingError, TransientError  # noqa: E402
 
 Doc = dict[str, Any]
 Database = AsyncIOMotorDatabase[Doc]
@@ -31,21 +38,28 @@ OUTAGES: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
 """What a loop waits out: a server of ours did not answer."""
 
 
+_AUTHENTICATION_FAILED = 18
+
+
 @asynccontextmanager
-async def open_mongo(url: str, database: str, *, timeout_s: float = 5.0) -> AsyncIterator[Database]:
-    """A database handle with majority, journaled writes and majority reads.
+async def open_mongo(
+    url: str, database: str, *, ca_file: Path | None = None, timeout_s: float = 5.0
+) -> AsyncIterator[Database]:
+    """A database handle with majority, journaled writes and majority reads; over TLS when there is a `ca_file`.
 
     Raises TransientError when the server does not answer or is not a replica set: a standalone server loses
-    acknowledged writes.
+    acknowledged writes. SettingError when it refuses the user, or the file holds no certificates.
     """
-    client: AsyncIOMotorClient[Doc] = AsyncIOMotorClient(
-        url, tz_aware=True, timeoutMS=int(timeout_s * 1000), maxPoolSize=64, appname="luthier"
-    )
+    client = _client(url, ca_file, timeout_s)
     try:
         try:
             hello = await client.admin.command("hello")
         except DRIVER_ERRORS as error:
-            raise TransientError("MongoDB does not answer") from error
+            raise TransientError(f"MongoDB does not answer{_why(error)}") from error
+        except errors.OperationFailure as error:
+            if error.code != _AUTHENTICATION_FAILED:
+                raise
+            raise SettingError("MongoDB refuses the user or the password in LUTHIER_MONGO_URL") from error
         if "setName" not in hello:
             raise TransientError("MongoDB must run as a replica set, even with one member")
         yield client.get_database(
@@ -53,6 +67,28 @@ async def open_mongo(url: str, database: str, *, timeout_s: float = 5.0) -> Asyn
         )
     finally:
         client.close()
+
+
+def _client(url: str, ca_file: Path | None, timeout_s: float) -> AsyncIOMotorClient[Doc]:
+    tls: dict[str, Any] = {"tls": True, "tlsCAFile": str(ca_file)} if ca_file else {}
+    try:
+        return AsyncIOMotorClient(
+            url, tz_aware=True, timeoutMS=int(timeout_s * 1000), maxPoolSize=MAX_CONNECTIONS, appname="luthier", **tls
+        )
+    except (OSError, errors.ConfigurationError) as error:
+        if ca_file is None:
+            raise
+        raise SettingError(f"LUTHIER_MONGO_CA_FILE cannot be used: {type(error).__name__}") from error
+
+
+def _why(error: Exception) -> str:
+    """The driver tells only in its text what kept it from a server; of that text nothing else is passed on."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return ": LUTHIER_MONGO_CA_FILE does not vouch for its certificate, or that is for another name"
+    if "SSL" in text:
+        return ": no TLS with it, see LUTHIER_MONGO_URL (tls, tlsCertificateKeyFile) and LUTHIER_MONGO_CA_FILE"
+    return ""
 
 
 async def update_each(collection: Collection, updates: Mapping[str, list[Doc]]) -> None:
@@ -66,6 +102,18 @@ async def update_each(collection: Collection, updates: Mapping[str, list[Doc]]) 
         await collection.bulk_write([UpdateOne({"_id": key}, change) for key, change in updates.items()], ordered=False)
     except BulkWriteError as error:
         raise TransientError("some of many updates could not be written") from error
+
+
+async def update_matching(collection: Collection, changes: Sequence[tuple[Doc, Doc]]) -> int:
+    """Make many updates, each with its own filter, in one round trip; how many of them found their document.
+
+    Raises as `update_each` does.
+    """
+    try:
+        done = await collection.bulk_write([UpdateOne(query, change) for query, change in changes], ordered=False)
+    except BulkWriteError as error:
+        raise TransientError("some of many updates could not be written") from error
+    return done.matched_count
 
 
 async def ping(db: Database, *, timeout_s: float = 1.0) -> None:

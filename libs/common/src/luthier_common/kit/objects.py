@@ -20,6 +20,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from luthier_common.kit.errors import LuthierError, TransientError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.telemetry import tracer
 
 READ_LIMIT_BYTES = 64 * 1024 * 1024
@@ -79,6 +80,7 @@ class S3Access:
     region: str | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
 
 
 class ObjectStore(ABC):
@@ -94,6 +96,7 @@ class ObjectStore(ABC):
         with tracer().start_as_current_span("objectstore.put", attributes={"luthier.object.key": key}) as span:
             stored = await self._put(key, _once(chunks) if isinstance(chunks, bytes) else chunks, if_absent)
             span.set_attribute("luthier.object.bytes", stored.bytes)
+            await failpoint("objects.after_put")
         return stored
 
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -124,6 +127,7 @@ class ObjectStore(ABC):
         """Removes the object; one that is not there is no error."""
         check_key(key)
         await self._delete(key)
+        await failpoint("objects.after_delete")
 
     def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         """All objects whose key starts with `prefix` (any part of a key), in no promised order."""
@@ -241,6 +245,7 @@ async def write_file(path: Path, chunks: AsyncIterator[bytes], scratch: Path, *,
                 await in_thread(flush)
                 num_flushed = num_bytes
         await in_thread(flush)
+        await failpoint("objects.before_publish")
         await in_thread(_publish, target, name, path, if_absent)
     finally:
         target.close()

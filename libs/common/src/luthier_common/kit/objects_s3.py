@@ -14,6 +14,8 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from luthier_common.kit.errors import SettingError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.objects import (
     CHUNK_BYTES,
     ObjectExistsError,
@@ -48,7 +50,8 @@ async def open_store(url: str, access: S3Access) -> AsyncIterator[ObjectStore]:
     session = aioboto3.Session(
         aws_access_key_id=access.access_key_id, aws_secret_access_key=access.secret_access_key, region_name=region
     )
-    async with session.client("s3", endpoint_url=endpoint, config=_config(endpoint)) as client:
+    verify = str(access.ca_file) if access.ca_file else None
+    async with session.client("s3", endpoint_url=endpoint, verify=verify, config=_config(endpoint)) as client:
         yield S3Objects(client, parts.netloc, f"{prefix}/" if prefix else "")
 
 
@@ -85,8 +88,13 @@ class S3Objects(ObjectStore):
         self._copy_limit_bytes = copy_limit_bytes
 
     async def check(self) -> None:
-        with translated(self._bucket):
-            await self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        try:
+            with translated(self._bucket):
+                await self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        except ClientError as error:
+            code = error_code(error)
+            setting = "LUTHIER_OBJECTS_URL" if code == "NoSuchBucket" else "AWS_ACCESS_KEY_ID and its secret"
+            raise SettingError(f"S3 refuses to list the bucket ({code}): see {setting}") from error
 
     async def sweep(self, older_than: timedelta) -> int:
         before, num_swept = datetime.now(UTC) - older_than, 0
@@ -126,6 +134,7 @@ class S3Objects(ObjectStore):
         try:
             with translated(upload.path):
                 await request
+            await failpoint("objects_s3.after_complete")
         except (ObjectExistsError, ObjectMissingError) as error:
             mark = await self._mark_of(upload.path)
             if mark == upload.mark:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ResponseStreamingError
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ResponseStreamingError, SSLError
 from botocore.exceptions import ConnectionError as S3ConnectionError
 
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.objects import ObjectExistsError, ObjectMissingError, ObjectStoreUnavailableError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Upload:
             Bucket=self._bucket, Key=self.path, Metadata={PUT_MARK: self.mark}
         )
         self.upload_id = begun["UploadId"]
+        await failpoint("objects_s3.after_begin")
 
     async def send(self, part: bytes) -> None:
         """Hands over the next part; waits while PARTS_IN_FLIGHT are under way."""
@@ -75,6 +77,7 @@ class Upload:
         parts: list[CompletedPartTypeDef] = [
             {"PartNumber": number, "ETag": etag} for number, etag in enumerate(self._etags, 1)
         ]
+        await failpoint("objects_s3.before_complete")
         if if_absent:
             # Some servers ignore the condition here (Amazon's does not): with them a race of two remains open.
             await self._refuse_taken()
@@ -114,6 +117,7 @@ class Upload:
         sent = await self._client.upload_part(
             Bucket=self._bucket, Key=self.path, UploadId=self.upload_id, PartNumber=number, Body=part
         )
+        await failpoint("objects_s3.after_part")
         return sent["ETag"]
 
 
@@ -152,5 +156,9 @@ def translated(key: str) -> Iterator[None]:
         if code in _TRANSIENT or status >= 500 or status == 429:
             raise ObjectStoreUnavailableError(f"S3 answered {code or status}") from error
         raise
+    except SSLError as error:
+        raise ObjectStoreUnavailableError(
+            "no trusted TLS with the S3 server: see LUTHIER_OBJECTS_CA_FILE and AWS_ENDPOINT_URL"
+        ) from error
     except _NO_ANSWER as error:
         raise ObjectStoreUnavailableError(f"S3 did not answer: {type(error).__name__}") from error

@@ -34,12 +34,14 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 TRANSIENT_ERRORS: tuple[type[Exception], ...] = (KafkaError, OSError, TimeoutError, *OUTAGES)
-STOP_AFTER_S = 15.0
+# A second less than what supervisors give before they kill.
+STOP_AFTER_S = 14.0
 CLOSE_LIMIT_S = 3.0
+CLOSE_ALL_LIMIT_S = 4.0
 TELEMETRY_LIMIT_S = 2.0
 MAX_BACK_OFF_S = 5.0
 # Of the time to stop, what closing clients, telemetry and the interpreter may need.
-_CLOSING_SHARE_S = 8.0
+_CLOSING_SHARE_S = 9.0
 
 
 class Room:
@@ -65,7 +67,7 @@ class Room:
         return task
 
     async def enter(self, name: str, client: AbstractAsyncContextManager[_T]) -> _T:
-        """Opens a client that the room closes when its loops have ended, last opened first, each within 3 s."""
+        """Opens a client that the room closes when its loops have ended, last first, each within 3 s, all in 4 s."""
         stack = AsyncExitStack()
         opened = await stack.enter_async_context(client)
         self._clients.append((name, stack))
@@ -119,9 +121,11 @@ class Room:
         await asyncio.gather(*(_end(task, grace_s) for task, grace_s in loops.items()))
         self._drained.set()
         await _end(main, CLOSE_LIMIT_S)
+        deadline = time.monotonic() + CLOSE_ALL_LIMIT_S
         for name, stack in reversed(self._clients):
+            left_s = max(0.2, deadline - time.monotonic())
             try:
-                async with asyncio.timeout(CLOSE_LIMIT_S):
+                async with asyncio.timeout(min(CLOSE_LIMIT_S, left_s)):
                     await stack.aclose()
             except Exception as error:
                 _log.warning("closing %s: %s: %s", name, type(error).__name__, error)
@@ -150,7 +154,10 @@ def run_room(name: str, main: Callable[[Room], Awaitable[None]], *, stop_after_s
         crashed = runner.run(_live(name, main, stop_after_s))
         telemetry.stop(TELEMETRY_LIMIT_S)
     logging.shutdown()
-    sys.exit(1 if crashed else 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by the interpreter's end, which waits for every thread: a driver's may hang in a call to a dead server.
+    os._exit(1 if crashed else 0)
 
 
 async def _live(name: str, main: Callable[[Room], Awaitable[None]], stop_after_s: float) -> bool:

@@ -14,11 +14,24 @@ from aiokafka.structs import TopicPartition
 
 from luthier_common.contract.topics import ALL_TOPICS, MAX_MESSAGE_BYTES, Topic
 from luthier_common.kit.errors import TransientError
+from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.kafka_access import OPEN, KafkaAccess, why_refused
 
 log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_MS = 5000
 FETCH_WAIT_MS = 50
 Part: TypeAlias = TopicPartition
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How safely a topic is kept: the broker's own defaults where -1 and None."""
+
+    replication: int = -1
+    min_insync: int | None = None
+
+
+BY_DEFAULT = Copies()
 
 
 @dataclass(frozen=True)
@@ -39,21 +52,27 @@ class Record:
     headers: tuple[tuple[str, bytes], ...]
 
 
-async def ensure_topics(url: str, *, replication: int = -1, topics: Sequence[Topic] = ALL_TOPICS) -> None:
+async def ensure_topics(
+    url: str, access: KafkaAccess = OPEN, *, copies: Copies = BY_DEFAULT, topics: Sequence[Topic] = ALL_TOPICS
+) -> None:
     """Create topics where they are missing, and the partitions that a topic made by someone else lacks.
 
     A broker that makes topics by itself gives them its own number: what belongs on the others could never be told.
-    `replication` -1 takes the broker's default.
+    `copies` of a topic that is there already stay as they are.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=url, request_timeout_ms=REQUEST_TIMEOUT_MS)
-    await asyncio.wait_for(admin.start(), 10)
+    admin = AIOKafkaAdminClient(bootstrap_servers=url, request_timeout_ms=REQUEST_TIMEOUT_MS, **access.options())
+    try:
+        await asyncio.wait_for(admin.start(), 10)
+    except (TimeoutError, KafkaError, OSError) as error:
+        await asyncio.wait_for(admin.close(), 3)
+        raise await _silence(url, access) from error
     try:
         described = await asyncio.wait_for(admin.describe_topics(), 10)
         known = {topic["topic"]: len(topic["partitions"]) for topic in described}
         for topic in topics:
             if topic.name not in known:
                 with suppress(TopicAlreadyExistsError):
-                    await _create_topic(admin, topic, replication)
+                    await _create_topic(admin, topic, copies)
             elif known[topic.name] < topic.num_partitions:
                 log.warning("the topic %s has too few partitions: adding what it lacks", topic.name)
                 grown = {topic.name: NewPartitions(topic.num_partitions)}
@@ -61,18 +80,26 @@ async def ensure_topics(url: str, *, replication: int = -1, topics: Sequence[Top
                     await asyncio.wait_for(admin.create_partitions(grown), 10)
                 except KafkaError as error:
                     raise TransientError(f"topic {topic.name} could not be given more partitions") from error
+            await failpoint("migrate.mid_topics")
     finally:
         await asyncio.wait_for(admin.close(), 3)
 
 
-async def _create_topic(admin: AIOKafkaAdminClient, topic: Topic, replication: int) -> None:
+async def _silence(url: str, access: KafkaAccess) -> TransientError:
+    """That a client could not start, and why."""
+    return TransientError(f"the broker does not answer: {await why_refused(url, access) or 'it was slow'}")
+
+
+async def _create_topic(admin: AIOKafkaAdminClient, topic: Topic, copies: Copies) -> None:
     configs = {
         "retention.ms": str(topic.retention_ms),
         "cleanup.policy": "delete",
         "max.message.bytes": str(topic.max_message_bytes),
     }
-    by_default: dict[int, list[int]] | None = {} if replication == -1 else None
-    new = NewTopic(topic.name, topic.num_partitions, replication, by_default, configs)
+    if copies.min_insync is not None:
+        configs["min.insync.replicas"] = str(copies.min_insync)
+    by_default: dict[int, list[int]] | None = {} if copies.replication == -1 else None
+    new = NewTopic(topic.name, topic.num_partitions, copies.replication, by_default, configs)
     response = await asyncio.wait_for(admin.create_topics([new]), 10)
     for name, code, *rest in response.topic_errors:
         if code not in (0, TopicAlreadyExistsError.errno):
@@ -85,9 +112,13 @@ class Writer:
     No idempotent producer: on a dead broker it can hang for ever, and the event id already dedupes.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, access: KafkaAccess = OPEN, *, copies: Copies = BY_DEFAULT) -> None:
+        """`copies` for topics that are missing when it connects: a broker that lost everything has none."""
         self._url = url
+        self._access = access
+        self._copies = copies
         self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
 
     async def send(self, topic: str, partition: int, messages: Sequence[Message]) -> list[int]:
         """Offsets of all messages, in order. Raises TransientError when it is not known that they were stored."""
@@ -117,26 +148,31 @@ class Writer:
         return [*done, (batch, size)] if size else done
 
     async def _started(self) -> AIOKafkaProducer:
-        if self._producer is None:
-            producer = AIOKafkaProducer(
-                bootstrap_servers=self._url,
-                acks="all",
-                enable_idempotence=False,
-                linger_ms=0,
-                max_batch_size=MAX_MESSAGE_BYTES - 1024,
-                max_request_size=MAX_MESSAGE_BYTES,
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-                client_id="luthier-relay",
-            )
-            try:
-                await asyncio.wait_for(producer.start(), 6)
-                await ensure_topics(self._url)
-            except (TimeoutError, KafkaError, OSError, TransientError) as error:
-                with suppress(TimeoutError, KafkaError, OSError):
-                    await asyncio.wait_for(producer.stop(), 3)
-                raise TransientError("the broker does not answer") from error
-            self._producer = producer
-        return self._producer
+        async with self._starting:  # several partitions ask at once: a second producer would never be closed
+            if self._producer is None:
+                self._producer = await self._connect()
+            return self._producer
+
+    async def _connect(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._url,
+            acks="all",
+            enable_idempotence=False,
+            linger_ms=0,
+            max_batch_size=MAX_MESSAGE_BYTES - 1024,
+            max_request_size=MAX_MESSAGE_BYTES,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            client_id="luthier-relay",
+            **self._access.options(),
+        )
+        try:
+            await asyncio.wait_for(producer.start(), 6)
+            await ensure_topics(self._url, self._access, copies=self._copies)
+        except (TimeoutError, KafkaError, OSError, TransientError) as error:
+            with suppress(TimeoutError, KafkaError, OSError):
+                await asyncio.wait_for(producer.stop(), 3)
+            raise await _silence(self._url, self._access) from error
+        return producer
 
     async def close(self) -> None:
         producer, self._producer = self._producer, None
@@ -148,8 +184,9 @@ class Writer:
 class Reader:
     """Reads chosen partitions from chosen offsets, without a group."""
 
-    def __init__(self, url: str, *, fetch_wait_ms: int = FETCH_WAIT_MS) -> None:
+    def __init__(self, url: str, access: KafkaAccess = OPEN, *, fetch_wait_ms: int = FETCH_WAIT_MS) -> None:
         self._url = url
+        self._access = access
         self._fetch_wait_ms = fetch_wait_ms
         self._consumer: AIOKafkaConsumer | None = None
 
@@ -164,13 +201,14 @@ class Reader:
             fetch_max_wait_ms=self._fetch_wait_ms,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             client_id="luthier-journal",
+            **self._access.options(),
         )
         try:
             await asyncio.wait_for(consumer.start(), 6)
         except (TimeoutError, KafkaError, OSError) as error:
             with suppress(TimeoutError, KafkaError, OSError):
                 await asyncio.wait_for(consumer.stop(), 3)
-            raise TransientError("the broker does not answer") from error
+            raise await _silence(self._url, self._access) from error
         consumer.assign(list(offsets))
         for part, offset in offsets.items():
             consumer.seek(part, offset)
@@ -201,6 +239,23 @@ class Reader:
             return None
         mark = self._consumer.highwater(part)
         return None if mark is None else (mark, self._consumer.last_poll_timestamp(part))
+
+    async def bounds(self, parts: Sequence[Part]) -> dict[Part, tuple[int, int]]:
+        """The first offset that each log still holds, and the one that its next record will get."""
+        if self._consumer is None:
+            raise TransientError("not assigned")
+        try:
+            starts = await asyncio.wait_for(self._consumer.beginning_offsets(parts), 6)
+            ends = await asyncio.wait_for(self._consumer.end_offsets(parts), 6)
+        except (TimeoutError, KafkaError, OSError) as error:
+            raise TransientError("the broker does not answer") from error
+        return {part: (int(starts[part]), int(ends[part])) for part in parts}
+
+    async def position(self, part: Part) -> int:
+        """The offset that is read next."""
+        if self._consumer is None:
+            raise TransientError("not assigned")
+        return int(await self._consumer.position(part))
 
     async def log_start(self, part: Part) -> int:
         """The first offset that the log still holds."""

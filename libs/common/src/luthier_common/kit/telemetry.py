@@ -8,10 +8,11 @@ the SDK. An endpoint (`OTEL_EXPORTER_OTLP_ENDPOINT`, or one per signal) or an ex
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import TypeAlias
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -19,6 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 SIGNALS = ("traces", "metrics", "logs")
 _SCOPE = "luthier"
 _propagator = TraceContextTextMapPropagator()
+Attribute: TypeAlias = str | int | float | bool
 
 
 @dataclass(slots=True)
@@ -64,6 +66,11 @@ def _asked(signal: str, environ: Mapping[str, str]) -> frozenset[str]:
     return frozenset({"otlp"}) if any(environ.get(name) for name in endpoints) else frozenset()
 
 
+def is_measuring() -> bool:
+    """Whether metrics go anywhere: what costs a query only for them is left undone otherwise."""
+    return bool(asked_exporters(os.environ)["metrics"])
+
+
 def tracer() -> trace.Tracer:
     """The tracer of this code base."""
     return trace.get_tracer(_SCOPE)
@@ -72,6 +79,31 @@ def tracer() -> trace.Tracer:
 def meter() -> metrics.Meter:
     """The meter of this code base."""
     return metrics.get_meter(_SCOPE)
+
+
+class LiveGauge:
+    """A gauge whose series can be taken back: what nobody sets any more would else be shown for ever."""
+
+    def __init__(self, name: str, unit: str, description: str) -> None:
+        self._values: dict[tuple[tuple[str, str], ...], float] = {}
+        meter().create_observable_gauge(name, [self._observe], unit, description)
+
+    def set(self, value: float, **attributes: str) -> None:
+        """The value of one series from now on."""
+        self._values[tuple(sorted(attributes.items()))] = value
+
+    def drop(self, **attributes: str) -> None:
+        """Forget every series that has these attributes, among others it may have."""
+        wanted = set(attributes.items())
+        self._values = {key: value for key, value in self._values.items() if not wanted <= set(key)}
+
+    def replace(self, values: Iterable[tuple[float, Mapping[str, str]]]) -> None:
+        """These series, and no others."""
+        self._values = {tuple(sorted(attributes.items())): value for value, attributes in values}
+
+    def _observe(self, _options: metrics.CallbackOptions) -> list[metrics.Observation]:
+        # Called in the exporter's thread while the loop may write: the copy is one step.
+        return [metrics.Observation(value, dict(key)) for key, value in self._values.copy().items()]
 
 
 def current_traceparent() -> str | None:
@@ -96,11 +128,21 @@ def use_traceparent(traceparent: str | None) -> Iterator[None]:
 
 @contextmanager
 def linked_trace(
-    name: str, link_to: str | None, attributes: Mapping[str, str | int | float | bool] | None = None
+    name: str, link_to: str | None, attributes: Mapping[str, Attribute] | None = None
 ) -> Iterator[trace.Span]:
     """A new trace whose root span is linked to another trace (its traceparent): every attempt is a trace of its own."""
     linked = trace.get_current_span(_propagator.extract({"traceparent": link_to or ""})).get_span_context()
     links = [trace.Link(linked)] if linked.is_valid else []
     root = context.Context()
     with tracer().start_as_current_span(name, context=root, links=links, attributes=attributes) as span:
+        yield span
+
+
+@contextmanager
+def span_of(
+    name: str, traceparent: str | None = None, attributes: Mapping[str, Attribute] | None = None
+) -> Iterator[trace.Span]:
+    """A span of the trace that was handed over; without one, of the trace we are in. Attributes become `luthier.*`."""
+    named = {f"luthier.{key}": value for key, value in (attributes or {}).items()}
+    with use_traceparent(traceparent), tracer().start_as_current_span(name, attributes=named) as span:
         yield span

@@ -3,10 +3,13 @@
 import copy
 import logging
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
@@ -26,7 +29,7 @@ from opentelemetry.trace import Status
 from prometheus_client import start_http_server
 
 from luthier_common.kit.logs import BoundFields, safe_traceback
-from luthier_common.kit.telemetry import Telemetry
+from luthier_common.kit.telemetry import Telemetry, meter
 
 _log = logging.getLogger(__name__)
 SECOND_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 36000)
@@ -60,6 +63,7 @@ def start(telemetry: Telemetry) -> list[Callable[[], object]]:
     if readers := _metric_readers(telemetry.exporters["metrics"]):
         meters = MeterProvider(readers, resource=resource, views=_views(), shutdown_on_exit=False)
         metrics.set_meter_provider(meters)
+        _watch_disks()
         closers.append(meters.shutdown)
     if "otlp" in telemetry.exporters["logs"]:
         loggers = LoggerProvider(resource=resource, shutdown_on_exit=False)
@@ -114,6 +118,25 @@ def _metric_readers(exporters: frozenset[str]) -> list[MetricReader]:
         except OSError as error:
             _log.warning("metrics are not served on %s:%d: %s", host, port, error)
     return readers
+
+
+def _watch_disks() -> None:
+    """Room on the disks that this process writes to: its home, and the objects where they are a directory."""
+    disks = {"home": Path(os.environ.get("LUTHIER_HOME", ".luthier")).absolute()}
+    objects = urlsplit(os.environ.get("LUTHIER_OBJECTS_URL", ""))
+    if objects.scheme == "file":
+        disks["objects"] = Path(unquote(objects.path))
+
+    def observe(what: str) -> Callable[[metrics.CallbackOptions], list[metrics.Observation]]:
+        def callback(_options: metrics.CallbackOptions) -> list[metrics.Observation]:
+            present = {name: path for name, path in disks.items() if path.exists()}
+            used = {name: shutil.disk_usage(path) for name, path in present.items()}
+            return [metrics.Observation(getattr(usage, what), {"disk": name}) for name, usage in used.items()]
+
+        return callback
+
+    meter().create_observable_gauge("luthier.disk.free", [observe("free")], "By", "Room left on a disk")
+    meter().create_observable_gauge("luthier.disk.size", [observe("total")], "By", "Size of a disk")
 
 
 def _views() -> list[View]:

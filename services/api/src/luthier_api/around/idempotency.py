@@ -111,10 +111,12 @@ class Idempotency(ASGIMiddleware):
         async def end() -> None:
             """Before the answer goes out. If it fails, the repetition is executed with the same core."""
             try:
+                await failpoint("idempotency.before_keep")
                 if answer.is_final and body.digest() is not None:
                     await self._reservations.finish(name, run, body.digest(), answer.status, answer.kept_body)
                 else:
                     await self._reservations.leave(name, run, body.digest())
+                await failpoint("idempotency.after_keep")
             except OUTAGES as error:
                 log.warning("an answer was not kept for repetitions: %s", type(error).__name__)
 

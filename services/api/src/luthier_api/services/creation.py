@@ -59,6 +59,7 @@ class JobCreation:
         if core != fresh:
             await self._refer(held, core)
             await self._let_go(fresh)
+        await failpoint("jobs.after_refer")
         return await self._make(base, held, core, wanted)
 
     async def _make(self, base: Doc, files: Mapping[str, Doc], core: str, wanted: WantedJob) -> Doc:
@@ -102,7 +103,8 @@ class JobCreation:
 
     async def _refer(self, files: Mapping[str, Doc], core: str) -> None:
         for param, file in files.items():
-            if not await ledger.refer(self._repository.db, file["object_key"], _reference(core)):
+            reference = _reference(core)
+            if not await ledger.refer(self._repository.db, file["object_key"], reference, is_made_later=True):
                 await self._let_go(core)
                 raise no_file(param, file["_id"])
 

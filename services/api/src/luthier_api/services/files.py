@@ -15,6 +15,7 @@ from luthier_common.contract.events import FileDeleted, FileUploaded
 from luthier_common.contract.ids import FILE_PREFIX, canonical_id, new_id
 from luthier_common.journal.advance import Outcome
 from luthier_common.kit.clock import Clock
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore, Stored
 
@@ -77,6 +78,7 @@ class FileService:
                 message = "The file belongs to a checkpoint and cannot be deleted alone."
                 raise ApiError(ErrorCode.INVALID_STATE, message, param="id")
             raise not_found("File object", file_id)
+        await failpoint("files.before_release")
         await release_bytes(self._db, file["_id"])
         return str(file["_id"])
 
@@ -94,6 +96,7 @@ class FileService:
         )
         fields = fact.model_dump(mode="json") | {"expires_at": None, "verdict": None}
         created = await self._repository.create(fact, file_id, fields, expires_in_s=expiry_s)
+        await failpoint("files.after_create")
         assert created.doc is not None
         if created.doc["object_key"] != stored.key:
             await incoming.drop()

@@ -14,6 +14,7 @@ from luthier_common.contract.events import Fact, JobCancelled, JobPaused, JobRes
 from luthier_common.contract.ids import FILE_PREFIX, JOB_PREFIX, canonical_id
 from luthier_common.contract.spec import Hyperparameters
 from luthier_common.journal.advance import Outcome
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 
 FINE_TUNE = "fine-tune"
@@ -88,6 +89,7 @@ class JobService:
             if fact is None:
                 break
             moved = await self._repository.advance(fact, job["_id"])
+            await failpoint("jobs.after_verb")
             if moved.outcome in (Outcome.APPLIED, Outcome.DUPLICATE):
                 assert moved.doc is not None
                 return moved.doc

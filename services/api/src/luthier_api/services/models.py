@@ -11,6 +11,7 @@ from luthier_common.contract.events import FileDeleted, ModelDeleted
 from luthier_common.journal.advance import Outcome
 from luthier_common.kit import ledger
 from luthier_common.kit.bases import find_base
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 
 
@@ -78,9 +79,11 @@ class ModelService:
         for file in model.get("weights_files") or ():
             await self._repository.advance(FileDeleted(), file["id"], also=END_OF_FILE)
             await release_bytes(self._db, file["id"])
+        await failpoint("models.mid_delete")
         deleted = await self._repository.advance(ModelDeleted(), model["_id"])
         if deleted.outcome is Outcome.ILLEGAL:
             raise _no_model(name)
+        await failpoint("models.before_release")
         await ledger.release(self._db, f"model/{model['_id']}")
         await permissions.revoke_all(self._repository, name)
 

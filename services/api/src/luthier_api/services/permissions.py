@@ -9,6 +9,7 @@ from luthier_api.store import Repository
 from luthier_api.store import permissions as store
 from luthier_common.contract.ids import new_id
 from luthier_common.kit.clock import Clock
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 
 PREFIX = "cp_"
@@ -32,7 +33,9 @@ class PermissionService:
             raise ApiError(ErrorCode.INVALID_VALUE, message, param="project_ids")
         now = self._clock.now()
         wanted = dict.fromkeys(project_ids)
-        return [await store.grant(self._repository, new_id(PREFIX, now), name, project, now) for project in wanted]
+        granted = [await store.grant(self._repository, new_id(PREFIX, now), name, project, now) for project in wanted]
+        await failpoint("permissions.after_grant")
+        return granted
 
     async def list(self, name: str, page: Page, project: str | None) -> list[Doc]:
         """One more than the page holds, if there are more."""

@@ -1,27 +1,27 @@
 """Whether a job could run now, and what is missing if not."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from luthier_api.settings import ApiSettings
 from luthier_api.store import PlatformStore
 from luthier_common.kit.bases import find_base
+from luthier_common.kit.kafka_access import KafkaAccess, why_refused
 from luthier_common.kit.mongo import Database, ping
 from luthier_common.kit.objects import ObjectStore
 from luthier_common.kit.presence import is_present
 
-CONNECT_LIMIT_S = 0.8
 Check = Callable[[], Awaitable[str | None]]
 
 
 class Readiness:
     """The checks of `/readyz`, by name. Each returns None, or what is missing; an error counts as missing."""
 
-    def __init__(self, db: Database, objects: ObjectStore, settings: ApiSettings) -> None:
+    def __init__(self, db: Database, objects: ObjectStore, settings: ApiSettings, access: KafkaAccess) -> None:
         self._db = db
         self._store = PlatformStore(db, node_ttl_s=settings.node_ttl_s)
         self._objects = objects
         self._settings = settings
+        self._access = access
 
     def checks(self) -> dict[str, Check]:
         return {
@@ -39,16 +39,7 @@ class Readiness:
         return None
 
     async def _broker(self) -> str | None:
-        for address in self._settings.kafka_url.split(","):
-            host, _, port = address.strip().rpartition(":")
-            try:
-                async with asyncio.timeout(CONNECT_LIMIT_S):
-                    _, writer = await asyncio.open_connection(host, int(port))
-            except (OSError, TimeoutError):
-                continue
-            writer.close()
-            return None
-        return "no broker takes connections"
+        return await why_refused(self._settings.kafka_url, self._access)
 
     async def _object_store(self) -> str | None:
         await self._objects.check()

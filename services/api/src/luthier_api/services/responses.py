@@ -17,6 +17,7 @@ from luthier_api.wire.responses import InputItem, broken, ended
 from luthier_common.contract.ids import new_id
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import DRIVER_ERRORS, Doc
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,9 @@ class ResponseService:
 
     async def _keep(self, response: Doc) -> None:
         if response["asked"]["store"]:
+            await failpoint("responses.before_keep")
             await self._store.insert(response)
+            await failpoint("responses.after_keep")
 
 
 @dataclass

@@ -8,6 +8,7 @@ from luthier_api.keys import KeyRing
 from luthier_api.store.tenancy import Directory
 from luthier_common.contract.ids import new_id
 from luthier_common.kit.clock import Clock
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc, DuplicateKeyError
 
 PROJECT_PREFIX = "proj-"
@@ -63,6 +64,7 @@ class TenancyService:
         if project_id == self._directory.principal.project:
             raise ApiError(ErrorCode.OWN_PROJECT, ErrorCode.OWN_PROJECT.sentence, headers=NO_RETRY)
         archived = await self._directory.archive_project(project_id)
+        await failpoint("tenancy.after_archive")
         self._keys.forget()
         if archived is None:
             raise not_found("project", project_id)

@@ -79,7 +79,9 @@ class UploadService:
             "file_id": new_id(FILE_PREFIX, now),
             "owner": self._principal.owner,
         }
-        return await self._store.create(new_id(UPLOAD_PREFIX, now), fields, expiry_s=self._settings.upload_expiry_s)
+        made = await self._store.create(new_id(UPLOAD_PREFIX, now), fields, expiry_s=self._settings.upload_expiry_s)
+        await failpoint("uploads.after_create")
+        return made
 
     async def add_part(self, upload_id: str, body: Upload) -> Doc:
         """Store a part while it arrives. What is refused leaves nothing behind."""
@@ -101,6 +103,7 @@ class UploadService:
         if upload["status"] != "completed" or upload["part_ids"] != list(part_ids):
             raise _wrong_state("complete", upload)
         file = await make_file(self._db, upload, self._actor)
+        await failpoint("uploads.after_file")
         if file["phase"] == "deleted":
             raise not_found("File object", upload["file_id"])
         await let_parts_go(self._db, upload)
@@ -113,6 +116,7 @@ class UploadService:
             upload = await self._store.end(upload_id, "cancelled") or await self._get(upload_id)
         if upload["status"] != "cancelled":
             raise _wrong_state("cancel", upload)
+        await failpoint("uploads.after_cancel")
         await let_parts_go(self._db, upload)
         return upload
 
@@ -141,6 +145,7 @@ class UploadService:
             part = {"id": part_id, "object_key": stored.key, "bytes": stored.bytes, "sha256": stored.sha256}
             most_bytes = upload["bytes"] + SPARE_PARTS * self._settings.max_part_bytes
             added = await self._store.add_part(upload_id, part, most_bytes=most_bytes, most_parts=MAX_PARTS)
+            await failpoint("uploads.after_part")
             if added is None:
                 await incoming.drop()
                 raise await self._why_no_part(upload_id)

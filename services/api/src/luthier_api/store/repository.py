@@ -4,6 +4,7 @@ Every query of a `Repository` carries the wall: org and project, and for a reque
 theirs or nobody's. What is foreign is not found.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -47,8 +48,14 @@ class Repository:
         return await create(self.db, fact, thing_id, owned, actor=self.actor, expires_in_s=expires_in_s)
 
     async def advance(self, fact: Fact, thing_id: str, *, also: Mapping[str, Any] | None = None) -> Advanced:
-        """State a fact of a thing of this project; another project's thing is left as it is."""
-        return await advance(self.db, fact.kind, thing_id, fact, actor=self.actor, match=self.wall, also=also)
+        """State a fact of a thing of this project; another project's thing is left as it is.
+
+        Each call is a deed of its own: a write whose answer was lost is known again, neither refused nor done twice.
+        """
+        op_id = f"{fact.type}/{secrets.token_hex(6)}"
+        return await advance(
+            self.db, fact.kind, thing_id, fact, actor=self.actor, op_id=op_id, match=self.wall, also=also
+        )
 
     # Files
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier_api.domain import Page, Principal, Scope
+from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import AFTER, Database, Doc
 
 PROJECTS = "projects"
@@ -66,6 +67,7 @@ class Directory:
 
     async def remove_user(self, user_id: str) -> bool:
         await self._db[MEMBERS].delete_many({"org": self.org, "user": user_id})
+        await failpoint("tenancy.mid_remove")
         return await self._remove(USERS, {"_id": user_id})
 
     # Users of a project
@@ -161,6 +163,7 @@ async def insert(db: Database, collection: str, thing_id: str, fields: Mapping[s
         upsert=True,
         return_document=AFTER,
     )
+    await failpoint("tenancy.after_insert")
     assert made is not None
     return made
 

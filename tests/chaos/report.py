@@ -1,0 +1,96 @@
+"""What a run says at its end: faults, jobs, findings."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chaos.plan import BROKER, MONGOD, SERVICES, Kind
+from chaos.watch import Recovery
+
+BACKLOG_LIMIT_S = 30.0
+Counts = Mapping[tuple[Kind, str], int]
+
+
+@dataclass
+class Report:
+    """All that was counted and found."""
+
+    seed: int
+    seconds: float
+    done: Counts
+    missed: Counts
+    jobs: Mapping[str, int]
+    answers: Mapping[str, int]
+    recoveries: Sequence[Recovery]
+    backlog_s: float | None
+    settled_s: float
+    findings: Sequence[str]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def count(self, kind: Kind, *victims: str) -> int:
+        """How often this really happened to these (to any: no victims named)."""
+        return sum(n for (done, victim), n in self.done.items() if done is kind and (not victims or victim in victims))
+
+    @property
+    def longest(self) -> Recovery | None:
+        """The fault that was felt longest; one that was felt to the end comes before all."""
+        return max(self.recoveries, key=lambda one: float("inf") if one.seconds is None else one.seconds, default=None)
+
+    def lines(self) -> list[str]:
+        table = [f"{'fault':<20} {'victim':<15} {'done':>5} {'missed':>6}"]
+        table += [
+            f"{kind:<20} {victim:<15} {self.done.get((kind, victim), 0):>5} {self.missed.get((kind, victim), 0):>6}"
+            for kind, victim in sorted({*self.done, *self.missed})
+        ]
+        longest, backlog = self.longest, self.backlog_s
+        felt = "none" if longest is None else f"{_seconds(longest.seconds)} ({str(longest.fault).strip()})"
+        return [
+            f"seed {self.seed}, {self.seconds:g} s of faults",
+            *table,
+            f"service kills {self.count(Kind.KILL, *SERVICES)}",
+            f"mongod kills {self.count(Kind.KILL, MONGOD)}",
+            f"broker losses {self.count(Kind.LOSE, BROKER)}",
+            f"jobs: {_listed(self.jobs)}",
+            f"calls: {_listed(self.answers)}",
+            f"longest recovery: {felt}",
+            f"after the last fault: nothing waited after {_seconds(backlog)} (limit {BACKLOG_LIMIT_S:g} s)",
+            f"after the last fault: every invariant looked at after {self.settled_s:.1f} s",
+            *self.notes,
+            *([f"{len(self.findings)} findings:", *self.findings] if self.findings else ["no invariant is broken"]),
+        ]
+
+
+def alarms_in(logs: Path) -> list[str]:
+    """Lines in which a service says that something happened which must not."""
+    return [
+        f"alarm in {path.name}: {line[:400]}"
+        for path in sorted(logs.glob("*.log*"))
+        for line in path.read_text(errors="replace").splitlines()
+        if '"alarm:' in line and "alarm: late" not in line
+    ]
+
+
+def errors_in(logs: Path, most: int = 12) -> list[str]:
+    """The errors that services logged, counted: no finding, but worth a look."""
+    counted: Counter[str] = Counter()
+    for path in sorted(logs.glob("*.log*")):
+        for line in path.read_text(errors="replace").splitlines():
+            if '"error"' not in line and '"critical"' not in line:
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and record.get("level") in ("error", "critical"):
+                counted[f"{path.stem}: {str(record.get('message'))[:100]}"] += 1
+    return [f"logged {times} times: {message}" for message, times in counted.most_common(most)]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in sorted(counts.items())) or "none"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.1f} s"

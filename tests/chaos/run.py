@@ -1,0 +1,256 @@
+"""The chaos run: `make chaos [SECONDS=n] [SEED=n]`. The whole embedded stack under faults, then every invariant.
+
+`python -m chaos.run --seconds 60 --seed 7`; the plan follows from the seed alone. Status 1 when anything is broken.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from builders.bases import make_tiny_base, write_chat_file
+from builders.invariants import broken_invariants
+from builders.leftovers import stray_processes
+from builders.stub_trainer import set_pace
+from builders.topic_records import read_topics
+from builders.workshop import TINY, stack_settings, wait_ready
+from chaos.disks import OBJECTS_MIB, RUNS_MIB, DiskRefusedError, SmallDisk
+from chaos.plan import LEASE_TTL_S, Fault, make_plan
+from chaos.report import BACKLOG_LIMIT_S, Report, alarms_in, errors_in
+from chaos.saboteur import Saboteur
+from chaos.users import Users, broken_promises
+from chaos.watch import Watch, recoveries
+from luthier_common.contract.topics import COLLECTIONS
+from luthier_common.kit import ledger
+from luthier_common.kit.mongo import OUTAGES, Database, open_mongo
+from luthier_common.kit.objects import open_objects
+from luthier_stack.stack import Stack
+
+SETTLE_S = 60.0
+FIRST_RUN_S = 30.0
+RECOVERY_S = 20.0
+"""So long after the last fault users still create jobs, unless it is seen earlier that jobs go on."""
+STALE_S = 2.0
+PASSING: tuple[type[Exception], ...] = (*OUTAGES, OSError, AssertionError)
+"""What may stand in the way of a look: a server that is still coming back."""
+_LOOK_EVERY_S = 0.5
+_CHECK_EVERY_S = 2.0
+
+
+class Chaos:
+    """One run over one home."""
+
+    def __init__(
+        self, stack: Stack, db: Database, plan: list[Fault], disks: dict[str, SmallDisk], users: Users
+    ) -> None:
+        self._stack = stack
+        self._db = db
+        self._plan = plan
+        self._users = users
+        self._saboteur = Saboteur(stack, stack.home, disks)
+        self._watch = Watch(stack.api_url, db)
+
+    async def run(self, seed: int, seconds: float, notes: list[str]) -> Report:
+        watching = asyncio.create_task(self._watch.look())
+        working = asyncio.create_task(self._users.work())
+        try:
+            await self._saboteur.wait_for_child(FIRST_RUN_S)
+            await self._saboteur.carry_out(self._plan)
+            over = time.monotonic()
+            await self._watch.until_recovered(over, RECOVERY_S)
+            self._users.close()
+            backlog_s, _ = await asyncio.gather(self._backlog_gone(over), self._finish(working))
+            findings = await self._quiet(over)
+            settled_s = time.monotonic() - over
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.wait({working, watching})
+        if backlog_s is None or backlog_s > BACKLOG_LIMIT_S:
+            findings.append(f"I11 facts still waited {BACKLOG_LIMIT_S:g} s after the last fault")
+        findings += await broken_promises(self._db, self._users)
+        done = Counter((one.fault.kind, one.fault.victim) for one in self._saboteur.done)
+        return Report(
+            seed=seed,
+            seconds=seconds,
+            done=done,
+            missed=self._saboteur.missed,
+            jobs=Counter(await self._ends()),
+            answers=self._users.answers,
+            recoveries=recoveries(self._saboteur.done, self._watch.samples),
+            backlog_s=backlog_s,
+            settled_s=settled_s,
+            findings=findings,
+            notes=[*notes, *errors_in(self._stack.home / "logs")],
+        )
+
+    async def _finish(self, working: asyncio.Task[None]) -> None:
+        """Users see all their jobs end, within the time to settle."""
+        await asyncio.wait({working}, timeout=SETTLE_S)
+
+    async def _backlog_gone(self, since: float) -> float | None:
+        """Seconds until no fact has waited longer than a moment; None when that did not come to be."""
+        while (waited_s := time.monotonic() - since) < SETTLE_S:
+            try:
+                if not await self._has_backlog():
+                    return waited_s
+            except OUTAGES:
+                pass
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return None
+
+    async def _has_backlog(self) -> bool:
+        late = {"$gt": [{"$subtract": ["$$NOW", {"$min": "$outbox.at"}]}, int(STALE_S * 1000)]}
+        query = {"pend": True, "$expr": late}
+        return any([await self._db[name].find_one(query, {"_id": 1}) is not None for name in COLLECTIONS.values()])
+
+    async def _quiet(self, since: float) -> list[str]:
+        """Look until nothing is broken; what still is when the time to settle has passed are the findings."""
+        while True:
+            try:
+                findings = await self._look()
+            except PASSING as error:
+                findings = [f"the check could not be made: {type(error).__name__}: {error}"]
+            if not findings or time.monotonic() - since > SETTLE_S:
+                return findings
+            await asyncio.sleep(_CHECK_EVERY_S)
+
+    async def _look(self) -> list[str]:
+        """As it will be once the sweepers have come: they run here without their patience."""
+        stack = self._stack
+        async with (
+            open_objects(stack.env["LUTHIER_OBJECTS_URL"]) as objects,
+            AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=stack.admin_key, timeout=20.0) as api,
+        ):
+            if not await self._db["jobs"].find_one({"phase": {"$nin": ["succeeded", "failed", "cancelled"]}}):
+                await ledger.sweep(self._db, objects, older_than_s=0)
+                await objects.sweep(timedelta(0))
+            return await broken_invariants(
+                self._db,
+                events_of_topic=await read_topics(stack.env["LUTHIER_KAFKA_URL"]),
+                objects=objects,
+                api=api,
+                home=stack.home,
+                acknowledged=self._users.acknowledged,
+                all_ended=True,
+            ) + stray_processes(stack.home, os.getpid())
+
+    async def _ends(self) -> list[str]:
+        ends = []
+        async for job in self._db["jobs"].find({}, {"status": 1, "error.code": 1}):
+            code = (job.get("error") or {}).get("code")
+            ends.append(f"{job['status']} ({code})" if code else str(job["status"]))
+        return ends
+
+
+async def chaos_run(
+    seed: int, seconds: float, home: Path, *, real_child: bool = False, num_users: int = 5, require_disk: bool = False
+) -> Report:
+    """Start everything below `home`, hurt it, let it settle, look at it, stop it."""
+    plan = make_plan(seed, seconds)
+    base = make_tiny_base(home / "base" / TINY, name=TINY)
+    rows = write_chat_file(home / "rows.jsonl", 24)
+    stack_home = home / "stack"
+    async with _disks(stack_home) as (disks, refusal):
+        objects = (stack_home / "disk" / "objects").as_uri()
+        (stack_home / "tmp").mkdir(parents=True, exist_ok=True)
+        more = {
+            "LUTHIER_LEASE_TTL_S": f"{LEASE_TTL_S:g}",
+            "LUTHIER_MAX_STRIKES": "50",
+            "LUTHIER_UNREACHABLE_CAP_S": "20",
+            "TMPDIR": str(stack_home / "tmp"),
+        }
+        settings = stack_settings(stack_home, base, objects_url=objects, stub_child=not real_child)
+        env = settings.service_env | more
+        settings = settings.model_copy(update={"longest_restart_delay_s": 1.0, "service_env": env})
+        set_pace(stack_home, steps_per_s=8, load_s=0.5, save_s=0.1)
+        async with Stack(settings) as stack:
+            await wait_ready(stack)
+            report = await _run_over(stack, plan, disks, seed, seconds, rows, num_users, real_child)
+        report.findings = [*report.findings, *alarms_in(stack_home / "logs"), *stray_processes(stack_home, None)]
+    if refusal is not None:
+        report.notes = [*report.notes, f"no disk could be filled: {refusal}"]
+        if require_disk:
+            report.findings = [*report.findings, f"no disk could be filled: {refusal}"]
+    return report
+
+
+async def _run_over(
+    stack: Stack,
+    plan: list[Fault],
+    disks: dict[str, SmallDisk],
+    seed: int,
+    seconds: float,
+    rows: Path,
+    num_users: int,
+    real_child: bool,
+) -> Report:
+    async with (
+        open_mongo(stack.env["LUTHIER_MONGO_URL"], "luthier") as db,
+        AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=stack.admin_key) as client,
+    ):
+        users = Users(client, rows, seed=seed, count=num_users, slowness=2.0 if real_child else 1.0)
+        return await Chaos(stack, db, plan, disks, users).run(seed, seconds, [])
+
+
+@asynccontextmanager
+async def _disks(home: Path) -> AsyncIterator[tuple[dict[str, SmallDisk], str | None]]:
+    """Small disks where run directories and objects lie; none, and why, where mounting is refused."""
+    disks = {"runs": SmallDisk(home / "trainer", RUNS_MIB), "objects": SmallDisk(home / "disk", OBJECTS_MIB)}
+    mounted: list[SmallDisk] = []
+    try:
+        try:
+            for disk in disks.values():
+                await disk.mount()
+                mounted.append(disk)
+            yield disks, None
+        except DiskRefusedError as error:
+            yield {}, str(error)
+    finally:
+        for disk in reversed(mounted):
+            await disk.unmount()
+
+
+async def _until_terminated(run: Coroutine[Any, Any, Report]) -> Report:
+    """SIGTERM ends the run in order: disks are unmounted, processes are stopped."""
+    task = asyncio.ensure_future(run)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("chaos.run", description="Faults by a seeded plan, then every invariant.")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=None, help="default: another one each time; it is printed")
+    parser.add_argument("--child", choices=("stub", "real"), default=os.environ.get("CHILD", "stub"))
+    parser.add_argument("--require-disk", action="store_true", help="fail where no small disk can be mounted")
+    parser.add_argument("--home", type=Path, default=None, help="kept afterwards; default: removed when all is well")
+    asked = parser.parse_args()
+    seed = asked.seed if asked.seed is not None else int.from_bytes(os.urandom(3), "big")
+    print(f"seed {seed}, {asked.seconds:g} s; the plan:", *make_plan(seed, asked.seconds), sep="\n", flush=True)
+    home = asked.home or Path(tempfile.mkdtemp(prefix="luthier-chaos-"))
+    run = chaos_run(seed, asked.seconds, home, real_child=asked.child == "real", require_disk=asked.require_disk)
+    report = asyncio.run(_until_terminated(run))
+    print(*report.lines(), sep="\n")
+    if report.findings:
+        print(f"everything is kept in {home}")
+        return 1
+    if asked.home is None:
+        shutil.rmtree(home, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

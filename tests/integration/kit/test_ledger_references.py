@@ -1,0 +1,36 @@
+"""What a crash leaves in the ledger lapses; what is in use stays."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from builders.jobs import JobStory
+from luthier_common.kit import ledger
+from luthier_common.kit.mongo import Database
+from luthier_common.kit.objects import open_objects
+
+KEY = "org-default/proj-default/files/file-1"
+
+
+async def test_a_reference_by_a_job_that_was_never_made_lapses_and_one_by_a_job_stays(
+    db: Database, tmp_path: Path
+) -> None:
+    async with open_objects(f"file://{tmp_path}/objects") as objects:
+        await objects.put(KEY, b"rows")
+        await ledger.record(db, KEY, sha256="0" * 64, num_bytes=4, org="o", project="p", reference="file/file-1")
+        made = await JobStory.created(db)
+        for reference in (f"job/{made.id}", "job/ftjob-neverwas"):
+            assert await ledger.refer(db, KEY, reference, is_made_later=True)
+        await ledger.release(db, "file/file-1")
+        await ledger.sweep(db, objects, older_than_s=0)
+        assert await references(db) == {f"job/{made.id}", "job/ftjob-neverwas"}
+        await db[ledger.COLLECTION].update_one(
+            {"_id": KEY}, {"$set": {"intent_until": datetime(2020, 1, 1, tzinfo=UTC)}}
+        )
+        await ledger.sweep(db, objects, older_than_s=0)
+        assert await references(db) == {f"job/{made.id}"}
+        assert await objects.head(KEY) is not None
+
+
+async def references(db: Database) -> set[str]:
+    row = await db[ledger.COLLECTION].find_one({"_id": KEY})
+    return set(row["references"]) if row else set()

@@ -1,0 +1,153 @@
+"""docker-compose.yml is valid, safe as far as a file can say, and tells the services only what they understand."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders.production import COMPOSE, EXAMPLE, MODULES, ROOMS, ROOT, compose, settings_class, unknown_settings
+from luthier_stack.services import STOP_BUDGET_S, TRAINER_STOP_BUDGET_S
+
+FILE = compose(EXAMPLE)
+SERVERS: dict[str, dict[str, Any]] = FILE["services"]
+SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|PEPPER|MONGO_URL|ACCESS_KEY")
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the script makes."""
+    folder = tmp_path_factory.mktemp("secrets") / "made"
+    subprocess.run([ROOT / "infra" / "compose" / "make-secrets", folder], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def test_it_follows_the_compose_specification() -> None:
+    files = [COMPOSE, ROOT / "infra" / "compose" / "gpu.yml"]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *map(str, files)]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_room_is_there_and_runs_a_module_that_exists() -> None:
+    for room in ROOMS:
+        assert SERVERS[room]["command"] == [MODULES[room]]
+        module = MODULES[room] if room == "migrate" else f"{MODULES[room]}.__main__"
+        assert importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_starts_with_what_it_is_told(room: str, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variable is a setting of that room, or of all of them; every secret is given as a file."""
+    told = {name: str(value) for name, value in SERVERS[room]["environment"].items()}
+    assert unknown_settings(room, set(told)) == set()
+    for name in list(os.environ):
+        if name.startswith("LUTHIER_"):
+            monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LUTHIER_SECRETS_DIR", str(_given(secrets, SERVERS[room]["secrets"], room)))
+    settings = settings_class(room)()
+    assert settings.mongo_url.startswith("mongodb://luthier:")
+    has_token = bool(settings.internal_token.get_secret_value())
+    assert has_token == (room in ("api", "inference", "trainer"))
+
+
+def _given(secrets: Path, names: list[str], room: str) -> Path:
+    folder = secrets.parent / room
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text((secrets / name).read_text())
+    return folder
+
+
+def test_only_api_and_grafana_are_published_and_on_loopback() -> None:
+    published = {name: server["ports"] for name, server in SERVERS.items() if "ports" in server}
+    assert published == {"api": ["127.0.0.1:8000:8000"], "telemetry": ["127.0.0.1:3000:3000"]}
+    assert FILE["networks"]["inside"] == {"internal": True}
+    outside = {name for name, server in SERVERS.items() if "outside" in server["networks"]}
+    assert outside == set(published)
+
+
+@pytest.mark.parametrize("name", sorted(SERVERS))
+def test_nobody_has_more_rights_than_needed(name: str) -> None:
+    server = SERVERS[name]
+    assert server["cap_drop"] == ["ALL"]
+    assert server["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in server
+    assert server["restart"] == ("on-failure" if name in ("migrate", "mongo-init") else "unless-stopped")
+    assert "latest" not in server["image"]
+    assert ":" in server["image"]
+    if name in ROOMS:
+        assert server["read_only"] is True
+        assert any(mount.startswith("/tmp:") for mount in server["tmpfs"])
+        writable = [mount.split(":")[0] for mount in server["tmpfs"]] + [
+            volume.split(":")[1] for volume in server.get("volumes", []) if not volume.endswith(":ro")
+        ]
+        assert sorted(writable) == ["/tmp", "/var/lib/luthier"]
+
+
+def test_secrets_are_files_and_stand_in_no_variable(secrets: Path) -> None:
+    for name, server in SERVERS.items():
+        for variable, value in server.get("environment", {}).items():
+            named = str(value).startswith(("/run/secrets/", "$__file{/run/secrets/"))
+            assert named or not SECRET.search(variable) or variable == "LUTHIER_SECRETS_DIR", (name, variable)
+    assert {secret["file"] for secret in FILE["secrets"].values()} == {f"./secrets/{file}" for file in _names(secrets)}
+    used = {secret for server in SERVERS.values() for secret in server.get("secrets", [])}
+    assert used == set(FILE["secrets"])
+
+
+def test_made_secrets_are_long_different_and_made_once(secrets: Path) -> None:
+    values = {name: (secrets / name).read_text() for name in _names(secrets)}
+    assert len(set(values.values())) == len(values)
+    assert all(len(value) > 18 for value in values.values())
+    assert values["mongo_luthier_password"].strip() in values["luthier_mongo_url"]
+    assert secrets.stat().st_mode & 0o077 == 0
+    subprocess.run([ROOT / "infra" / "compose" / "make-secrets", secrets], check=True, stdout=subprocess.DEVNULL)
+    assert {name: (secrets / name).read_text() for name in _names(secrets)} == values
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def test_nothing_starts_before_what_it_needs() -> None:
+    for room in ROOMS:
+        if room != "migrate":
+            assert SERVERS[room]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+    before = SERVERS["migrate"]["depends_on"]
+    assert before == {
+        "kafka": {"condition": "service_healthy"},
+        "mongo-init": {"condition": "service_completed_successfully"},
+        "s3": {"condition": "service_healthy"},
+    }
+    for name in ("kafka", "mongo", "s3"):
+        assert "test" in SERVERS[name]["healthcheck"]
+
+
+def test_everybody_may_finish() -> None:
+    for room in ROOMS:
+        budget_s = TRAINER_STOP_BUDGET_S if room == "trainer" else STOP_BUDGET_S
+        assert float(SERVERS[room]["stop_grace_period"].removesuffix("s")) > budget_s
+
+
+def test_what_must_be_said_is_in_the_example() -> None:
+    example = (ROOT / ".env.example").read_text()
+    wanted = set(re.findall(r"\$\{(\w+):\?", COMPOSE.read_text()))
+    assert wanted == set(EXAMPLE)
+    for name in wanted:
+        assert re.search(rf"^{name}=$", example, re.MULTILINE), name
+        with pytest.raises(KeyError, match=name):
+            compose({key: value for key, value in EXAMPLE.items() if key != name})
+
+
+def test_what_is_mounted_from_here_exists() -> None:
+    mounted = [volume.split(":")[0] for server in SERVERS.values() for volume in server.get("volumes", [])]
+    from_here = [path for path in mounted if path.startswith("./") and path != "./models"]
+    assert from_here
+    for path in from_here:
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,245 @@
+"""The checker of invariants is believed because it is checked: sound histories are passed, each breakage is named."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from builders.invariants import DEED, broken_invariants, kinds_told
+from builders.jobs import ACTOR, OWNED, JobStory, make_step
+from builders.leftovers import stray_processes
+from builders.sound_history import NODE, book, hold, project, succeeded
+from builders.topic_records import Told
+from luthier_common.contract import events as f
+from luthier_common.contract.ids import model_id_of
+from luthier_common.journal.advance import create
+from luthier_common.journal.rows import EVENTS
+from luthier_common.kit import ledger
+from luthier_common.kit.mongo import Database, open_mongo
+from luthier_common.kit.objects import ObjectStore, open_objects
+
+
+class World(NamedTuple):
+    """A sound history: one job that succeeded at its second attempt, one that runs, one that was cancelled."""
+
+    db: Database
+    objects: ObjectStore
+    home: Path
+    done: str
+    running: str
+    cancelled: str
+    records: list[Told]
+
+    async def broken(self) -> list[str]:
+        return await broken_invariants(
+            self.db,
+            events_of_topic=self.records,
+            objects=self.objects,
+            home=self.home,
+            acknowledged=[self.done, self.running, self.cancelled],
+        )
+
+
+@pytest.fixture
+async def world(mongo_url: str, database_name: str, tmp_path: Path) -> AsyncIterator[World]:
+    home = tmp_path / "home"
+    async with (
+        open_mongo(mongo_url, database_name) as db,
+        open_objects((home / "objects").as_uri()) as objects,
+    ):
+        # No index: unique ones would refuse some of what is broken here, and the checker must not rely on them.
+        slots = [{"index": 0, "gpu": None, "holder": None}, {"index": 1, "gpu": None, "holder": None}]
+        joined = f.NodeJoined(role="trainer", num_slots=2, device="cpu")
+        await create(db, joined, NODE, {**OWNED, "slots": slots}, actor=ACTOR)
+        done = await succeeded(db, objects)
+        running = await JobStory.created(db)
+        await running.in_training()
+        await running.tell(make_step(1), attempt=1)
+        await hold(db, running.id, 1)
+        cancelled = await JobStory.created(db)
+        await cancelled.tell(f.JobCancelled(), op_id="cancel")
+        records = await project(db)
+        yield World(db, objects, home, done.id, running.id, cancelled.id, records)
+
+
+async def test_a_sound_history_is_passed(world: World) -> None:
+    assert await world.broken() == []
+
+
+async def _set_row(world: World, seq: int, **changes: object) -> None:
+    await world.db[EVENTS].update_one({"_id": f"job/{world.done}/{seq}"}, {"$set": changes})
+
+
+async def _last_seq(world: World) -> int:
+    doc = await world.db["jobs"].find_one({"_id": world.done})
+    assert doc is not None
+    return int(doc["seq"])
+
+
+async def _lose_job(world: World) -> None:
+    await world.db["jobs"].delete_one({"_id": world.cancelled})
+
+
+async def _double_create(world: World) -> None:
+    for job_id in (world.done, world.running):
+        await world.db["jobs"].update_one({"_id": job_id}, {"$set": {"metadata": [{"k": DEED, "v": "once"}]}})
+
+
+async def _lose_event(world: World) -> None:
+    await world.db[EVENTS].delete_one({"_id": f"job/{world.done}/4"})
+
+
+async def _double_event(world: World) -> None:
+    row = await world.db[EVENTS].find_one({"_id": f"job/{world.done}/4"})
+    assert row is not None
+    await world.db[EVENTS].insert_one(row | {"_id": f"job/{world.done}/4b"})
+
+
+async def _change_topic(world: World) -> None:
+    first = world.records[0]
+    world.records[0] = first._replace(value=first.value.replace(b'"seq":1', b'"seq": 1'))
+
+
+async def _unlisted_record(world: World) -> None:
+    world.records.append(Told("job/ftjob-nobody/1", b"{}", "here"))
+
+
+async def _second_end(world: World) -> None:
+    await _set_row(world, 5, terminal=True)
+
+
+async def _end_of_nothing(world: World) -> None:
+    await world.db[EVENTS].update_one({"thing": world.running, "seq": 2}, {"$set": {"terminal": True}})
+
+
+async def _end_not_last(world: World) -> None:
+    await world.db[EVENTS].update_one(
+        {"_id": f"job/{world.done}/{await _last_seq(world)}"}, {"$unset": {"terminal": 1}}
+    )
+    await _set_row(world, 5, terminal=True)
+
+
+async def _other_status(world: World) -> None:
+    await world.db["jobs"].update_one({"_id": world.running}, {"$set": {"phase": "waiting", "status": "queued"}})
+    await world.db["nodes"].update_one({"_id": NODE}, {"$set": {"slots.0.holder": None}})
+    await book(world.db, world.running, 1, slot=1)
+
+
+async def _stale_fact(world: World) -> None:
+    await _set_row(world, await _last_seq(world) - 4, **{"body.attempt": 1})
+
+
+async def _step_back(world: World) -> None:
+    row = await world.db[EVENTS].find_one({"thing": world.done, "type": "StepCompleted", "body.attempt": 2})
+    assert row is not None
+    await _set_row(world, row["seq"], **{"body.data.step": 1})
+
+
+async def _held_after_end(world: World) -> None:
+    await hold(world.db, world.done, 2, slot=1)
+
+
+async def _slot_of_two(world: World) -> None:
+    first = await world.db["usage"].find_one({"_id": f"{world.done}/a1/{NODE}"})
+    assert first is not None
+    long = {"from": first["from"].replace(year=2020), "to": first["to"].replace(year=2100)}
+    await world.db["usage"].insert_one(first | {"_id": "ftjob-other/a1/node-1"} | long)
+
+
+async def _usage_lost(world: World) -> None:
+    await world.db["usage"].delete_one({"_id": f"{world.done}/a2/{NODE}"})
+
+
+async def _checkpoint_damaged(world: World) -> None:
+    key = f"org-default/proj-default/jobs/{world.done}/a2/step-2/w.safetensors"
+    await world.objects.put(key, b"other bytes")
+
+
+async def _model_file_missing(world: World) -> None:
+    await world.objects.delete(f"org-default/proj-default/models/{model_id_of(world.done, 1)}/w.safetensors")
+
+
+async def _stopped_short(world: World) -> None:
+    await world.db["jobs"].update_one({"_id": world.done}, {"$set": {"finished.step": 5}})
+
+
+async def _model_gone(world: World) -> None:
+    model_id = model_id_of(world.done, 1)
+    await world.db["models"].delete_one({"_id": model_id})
+    await world.db[EVENTS].delete_many({"thing": model_id})
+    await ledger.release(world.db, f"model/{model_id}")
+
+
+async def _fact_waits(world: World) -> None:
+    await JobStory(world.db, world.running).tell(make_step(2), attempt=1)
+
+
+async def _object_unknown(world: World) -> None:
+    await world.objects.put("org-default/proj-default/jobs/nobody/a1/log.txt", b"left")
+
+
+async def _reference_to_nothing(world: World) -> None:
+    await ledger.record(
+        world.db, "org-default/x", sha256="0" * 64, num_bytes=1, org="o", project="p", reference="job/ftjob-nobody"
+    )
+
+
+async def _run_directory(world: World) -> None:
+    (world.home / "trainer" / NODE / f"{world.done}-a2").mkdir(parents=True)
+
+
+async def _half_written(world: World) -> None:
+    (world.home / "objects" / ".unfinished" / ".part-x").write_bytes(b"half")
+
+
+BREAKAGES: list[tuple[str, Callable[[World], Awaitable[None]]]] = [
+    ("I1", _lose_job),
+    ("I1", _double_create),
+    ("I2", _lose_event),
+    ("I2", _double_event),
+    ("I2", _change_topic),
+    ("I2", _unlisted_record),
+    ("I3", _second_end),
+    ("I3", _end_of_nothing),
+    ("I3", _end_not_last),
+    ("I4", _other_status),
+    ("I5", _stale_fact),
+    ("I5", _step_back),
+    ("I6", _held_after_end),
+    ("I6", _slot_of_two),
+    ("I6", _usage_lost),
+    ("I7", _checkpoint_damaged),
+    ("I7", _model_file_missing),
+    ("I8", _stopped_short),
+    ("I8", _model_gone),
+    ("I11", _fact_waits),
+    ("I12", _object_unknown),
+    ("I12", _reference_to_nothing),
+    ("I12", _run_directory),
+    ("I12", _half_written),
+]
+
+
+@pytest.mark.parametrize(("invariant", "breaks"), BREAKAGES, ids=[f"{i}{b.__name__}" for i, b in BREAKAGES])
+async def test_each_breakage_is_named(world: World, invariant: str, breaks: Callable[[World], Awaitable[None]]) -> None:
+    await breaks(world)
+    assert invariant in kinds_told(await world.broken())
+
+
+async def test_a_job_that_has_not_ended_is_named(world: World) -> None:
+    broken = await broken_invariants(world.db, acknowledged=[world.done, world.running], all_ended=True)
+    assert broken == [f"I3 job {world.running}: it has not ended, it is training"]
+
+
+async def test_an_orphaned_process_is_named(tmp_path: Path) -> None:
+    child = await asyncio.create_subprocess_exec("sleep", "60", env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
+    try:
+        assert [s for s in stray_processes(tmp_path, None) if f"process {child.pid} " in s]
+        assert stray_processes(tmp_path, os.getpid()) == []
+        assert [s for s in stray_processes(tmp_path, child.pid) if s] == []
+    finally:
+        child.kill()
+        await child.wait()
