@@ -107,6 +107,7 @@ async def _real_server(script: Path, folder: Path, port: int) -> AsyncIterator[s
         await process.wait()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n 2 --dist loadgroup`: what starts whole stacks shares one worker, every other folder stays together."""
     for item in items:

@@ -36,7 +36,7 @@ S3 = "objects_s3.*"
 """The embedded stack keeps objects in a directory; `test_objects_failpoints` has these."""
 LEASE_S = 4.0
 FAULTS = {"kill": "kill*1", "raise": "raise*1", "lost": "lost*1", "delay": f"delay:{1.5 * LEASE_S}*1"}
-DRAWN = ("kill", "delay", *("raise", "lost") * 4)
+DRAWN = ("kill", "delay", *("raise", "lost") * 15)
 """A sample has little time for restarts and for pauses past the lease."""
 QUIET = {
     "LUTHIER_AUDIT_S": "2",

@@ -21,8 +21,8 @@ from luthier_common.kit.migrate import migrate
 from luthier_common.kit.mongo import Database, open_mongo
 from luthier_common.kit.stream import Reader, Writer, ensure_topics
 
-NUM_HISTORIES = scaled(200, 10_000)
-NUM_TOLD = scaled(40, 1_000)
+NUM_HISTORIES = scaled(120, 10_000)
+NUM_TOLD = scaled(20, 1_000)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from luthier_stack.settings import StackSettings
 from luthier_stack.stack import Stack
 
 NUM_JOBS = scaled(10, 20)
-PER_SECOND = scaled(120, 180)
+PER_SECOND = scaled(80, 180)
 BEFORE_S, AFTER_S = scaled(1, 10), scaled(1, 20)
 STALLED_AFTER_S = 30.0
 PAST_ALL_LEASES_S = 9.0

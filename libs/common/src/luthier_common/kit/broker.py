@@ -166,23 +166,29 @@ async def listening(broker: RoomBroker) -> AsyncIterator[None]:
 
 async def _keep_listening(broker: RoomBroker) -> None:
     told = ""
-    while True:
-        try:
-            await broker.start()
-            break
-        except (KafkaError, OSError) as error:
-            why = await broker.why_refused() or type(error).__name__
-            (log.debug if why == told else log.warning)("the broker does not answer yet: %s", why)
-            told = why
-            with suppress(KafkaError, OSError):
-                await broker.stop()
-            await asyncio.sleep(1)
+    while why := await _why_not_started(broker):
+        (log.debug if why == told else log.warning)("the broker does not answer yet: %s", why)
+        told = why
+        await asyncio.sleep(1)
     while True:
         await asyncio.sleep(1)
         for subscriber in broker.subscribers:
             consumer: AIOKafkaConsumer | None = getattr(subscriber, "consumer", None)
             if consumer is not None:
                 await _follow_shrunk_log(consumer)
+
+
+async def _why_not_started(broker: RoomBroker) -> str | None:
+    """Start it; what is in the way, if it cannot be. Asked first: FastStream never closes a client that failed."""
+    if why := await broker.why_refused():
+        return why
+    try:
+        await broker.start()
+    except (KafkaError, OSError) as error:
+        with suppress(KafkaError, OSError):
+            await broker.stop()
+        return type(error).__name__
+    return None
 
 
 async def _follow_shrunk_log(consumer: AIOKafkaConsumer) -> None:
