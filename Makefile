@@ -25,7 +25,7 @@ up: setup ## run Luthier here in the foreground; Ctrl-C stops it, .luthier/ keep
 	@$(BIN)/python -m luthier_stack up
 
 test: setup ## all tests: unit, contract, integration, end to end (PYTEST_ARGS adds flags)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 unit: setup ## only the tests that need no server
 	@$(BIN)/python -m pytest tests/unit tests/contract $(PYTEST_ARGS)

@@ -9,10 +9,11 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from pymongo import AsyncMongoClient
+from xdist.scheduler import LoadScopeScheduling
 
 from builders.real_kafka import NEEDS_REAL, real_script
 from luthier_stack.logs import tail
@@ -107,13 +108,19 @@ async def _real_server(script: Path, folder: Path, port: int) -> AsyncIterator[s
         await process.wait()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: what starts whole stacks shares one worker, every other folder stays together."""
-    for item in items:
-        folder = item.path.relative_to(REPOSITORY / "tests").parent
-        group = "stack" if folder.parts[0] in {"e2e", "proof"} else str(folder)
-        item.add_marker(pytest.mark.xdist_group(group))
+class FolderScheduling(LoadScopeScheduling):
+    """What starts whole stacks shares one worker; every other folder stays together, and with it its servers.
+
+    Not by xdist's own groups: it writes them into an attribute that pytest 9 no longer reads.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = nodeid.partition("::")[0].rpartition("/")[0]
+        return "stack" if folder in {"tests/e2e", "tests/proof"} else folder
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling:
+    return FolderScheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)
