@@ -124,15 +124,7 @@ class JournalGround:
         return found
 
     async def events(self, verb: str) -> tuple[int, str]:
-        """Run the operator's command, again while it asks for that; its status and what it printed."""
-
-        async def settled() -> tuple[int, str] | None:
-            status, said = await self._events_once(verb)
-            return None if "run the command again" in said else (status, said)
-
-        return await until(settled, within_s=60, every_s=1, what=f"events {verb} on logs that stand still")
-
-    async def _events_once(self, verb: str) -> tuple[int, str]:
+        """Run the operator's command; its status and what it printed."""
         env = {
             "LUTHIER_MONGO_URL": self._mongo_url,
             "LUTHIER_MONGO_DATABASE": self.db.name,

@@ -10,6 +10,7 @@ import pytest
 
 from builders.jobs import JobStory, make_step
 from builders.waiting import until
+from builders.wrong_ends import EarlyEnds
 from luthier_common.contract import events as f
 from luthier_common.contract.envelope import Envelope, read_envelope
 from luthier_common.contract.topics import DEAD_LETTERS, TOPICS, Kind, partition_of
@@ -136,19 +137,11 @@ async def test_a_broker_that_lost_its_log_loses_no_event(db: Database, journal: 
             assert await told(db, story) == list(range(1, (await story.doc())["seq"] + 1))
 
 
-class WrongEnds(Reader):
-    """A broker that names an end before what it holds, as an embedded one may after it was killed."""
-
-    def log_end(self, part: Part) -> tuple[int, int] | None:
-        end = super().log_end(part)
-        return end and (0, end[1])
-
-
 async def test_a_wrong_end_of_the_log_does_not_keep_lost_facts_from_being_told_again(
     db: Database, kafka_url: str
 ) -> None:
     await ensure_topics(kafka_url)
-    writer, reader, clock = Writer(kafka_url), WrongEnds(kafka_url), SystemClock()
+    writer, reader, clock = Writer(kafka_url), EarlyEnds(kafka_url), SystemClock()
     telling = relay.Relay(db, writer, owner="one", source=f"luthier/{db.name}/1", clock=clock)
     projector = Projector(db, reader, owner="one", clock=clock, source=f"luthier/{db.name}/1")
     story = await (await JobStory.created(db)).in_training()

@@ -11,9 +11,11 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from builders.jobs import JobStory, make_step
 from builders.waiting import until
+from builders.wrong_ends import CutEnds, EarlyEnds
 from luthier_common.contract.topics import TOPICS, Kind, partition_of
 from luthier_common.journal import replay
 from luthier_common.journal.replay import Compared, rebuild, republish, verify
+from luthier_common.kit.errors import TransientError
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.stream import Part, Reader, Record, Writer
 from luthier_stack.settings import StackSettings
@@ -77,6 +79,20 @@ async def test_what_differs_is_told_apart(db: Database, reader: Reader, story: J
     await db["events"].update_one({"_id": changed}, {"$set": {"body.project": "proj-other"}})
     one = await compared(db, reader, story.id)
     assert (list(one.unlisted), one.different, one.untold) == ([gone], [changed], [invented])
+
+
+async def test_a_wrong_end_of_a_log_is_no_cut_log(db: Database, broker: str, story: JobStory) -> None:
+    reader = EarlyEnds(broker)
+    one = await compared(db, reader, story.id)
+    await reader.close()
+    assert (one.is_equal, one.num_compared) == (True, (await story.doc())["seq"])
+
+
+async def test_a_log_that_is_cut_meanwhile_is_not_compared(db: Database, broker: str, story: JobStory) -> None:
+    reader = CutEnds(broker)
+    with pytest.raises(TransientError, match="cut meanwhile"):
+        await compared(db, reader, story.id)
+    await reader.close()
 
 
 async def test_an_emptied_list_is_filled_again_and_what_is_there_stays(

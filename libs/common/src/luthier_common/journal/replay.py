@@ -36,6 +36,7 @@ class Told:
         """Messages of another source, and such as are no facts."""
         self._reader = reader
         self._source = source
+        self._named_ends: dict[Part, int] = {}
         self._seqs: dict[str, int] = defaultdict(int)
 
     async def open(self) -> None:
@@ -77,8 +78,11 @@ class Told:
             pass
 
     def _is_shorter(self, part: Part) -> bool:
-        end = self._reader.log_end(part)
-        return end is not None and end[0] < self.ends[part]
+        """A log that was cut names an earlier end than before; earlier than what was read it may be at any time."""
+        if (named := self._reader.log_end(part)) is None:
+            return False
+        before, self._named_ends[part] = self._named_ends.get(part, 0), named[0]
+        return named[0] < before
 
     def _rows(self, part: Part, records: list[Record]) -> list[Doc]:
         found = (row_of(part, record) if is_of(self._source, record) else None for record in records)
