@@ -3,8 +3,7 @@
 import asyncio
 import os
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import httpx2
@@ -18,9 +17,8 @@ from openai import (
     PermissionDeniedError,
 )
 
+from builders.waiting import until
 from luthier_common.kit.mongo import Database
-
-DEADLINE_S = 10
 
 
 class RunningApi(Protocol):
@@ -86,13 +84,6 @@ async def works(api: RunningApi, value: str) -> bool:
         status = (await http.get("/v1/files")).status_code
     assert status in (200, 401)
     return status == 200
-
-
-async def until(claim: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not await claim():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
 
 
 async def test_projects_are_created_listed_renamed_and_archived(api: RunningApi, admin: AsyncOpenAI) -> None:

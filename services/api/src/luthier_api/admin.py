@@ -23,7 +23,8 @@ from luthier_api.store.tenancy import KEY_FIELDS, PROJECTS, insert
 from luthier_api.wire.tenancy import KEY_PREFIX
 from luthier_common.contract.ids import new_id
 from luthier_common.kit.errors import LuthierError
-from luthier_common.kit.mongo import Database, open_mongo
+from luthier_common.kit.mongo import Database
+from luthier_common.kit.servers import open_database
 
 ORGS = "orgs"
 ORG_PREFIX = "org-"
@@ -90,7 +91,7 @@ async def _run(settings: ApiSettings, asked: argparse.Namespace) -> None:
     if asked.group == "backup":
         await backup_admin.run(settings, asked.verb, asked.folder)
         return
-    async with open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file) as db:
+    async with open_database(settings) as db:
         match asked.group, asked.verb:
             case "orgs", "create":
                 await create_org(db, _ring(db, settings), asked.name)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from luthier_api.backup import BackupError, Manifest, create, restore, verify
 from luthier_api.settings import ApiSettings
-from luthier_common.kit.mongo import OUTAGES, open_mongo
-from luthier_common.kit.objects import S3Access, open_objects
+from luthier_common.kit.mongo import OUTAGES
+from luthier_common.kit.servers import open_database, open_store
 
 SLOW_S = 120.0
 """Reading or writing a batch may take long beside a busy system."""
@@ -17,10 +17,9 @@ async def run(settings: ApiSettings, verb: str, folder: Path) -> None:
     if verb == "verify":
         _tell("the backup is as it was written", await verify(folder))
         return
-    database = (settings.mongo_url, settings.mongo_database)
     async with (
-        open_mongo(*database, ca_file=settings.mongo_ca_file, timeout_s=SLOW_S) as db,
-        open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file)) as objects,
+        open_database(settings, timeout_s=SLOW_S) as db,
+        open_store(settings) as objects,
     ):
         try:
             if verb == "restore":

@@ -21,9 +21,8 @@ from luthier_api.settings import ApiSettings
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.generation import GenerationClient
 from luthier_common.kit.kafka_access import kafka_access
-from luthier_common.kit.mongo import open_mongo
-from luthier_common.kit.objects import S3Access, open_objects
 from luthier_common.kit.room import Room
+from luthier_common.kit.servers import open_database, open_store
 from luthier_common.kit.stream import Copies, Reader, Writer
 
 log = logging.getLogger(__name__)
@@ -56,15 +55,12 @@ async def main(room: Room) -> None:
 
 async def open_process(room: Room, settings: ApiSettings) -> Process:
     """Open the clients that requests need; the room closes them."""
-    database = (settings.mongo_url, settings.mongo_database)
-    db = await room.enter("mongo", open_mongo(*database, ca_file=settings.mongo_ca_file, timeout_s=10))
+    db = await room.enter("mongo", open_database(settings, timeout_s=10))
     pepper = settings.pepper.get_secret_value().encode() if settings.pepper else read_pepper(settings.home)
     return Process(
         settings=settings,
         db=db,
-        objects=await room.enter(
-            "objects", open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
-        ),
+        objects=await room.enter("objects", open_store(settings)),
         clock=SystemClock(),
         keys=KeyRing(db, pepper, cache_s=settings.key_cache_s),
         generation=await room.enter(

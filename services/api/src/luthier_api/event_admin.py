@@ -10,7 +10,8 @@ from luthier_common.journal.replay import Compared, rebuild, republish, verify
 from luthier_common.kit.errors import LuthierError
 from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.migrate import source_of
-from luthier_common.kit.mongo import Database, open_mongo
+from luthier_common.kit.mongo import Database
+from luthier_common.kit.servers import open_database
 from luthier_common.kit.stream import Copies, Reader, Writer, ensure_topics
 
 MAX_SHOWN = 5
@@ -25,8 +26,7 @@ async def run(settings: ApiSettings, verb: str) -> None:
     """Do one of `verify`, `rebuild` and `republish`. Raises EventsError where something differs or stays missing."""
     copies = Copies(settings.topic_replication, settings.topic_min_insync)
     kafka = (settings.kafka_url, kafka_access(settings))
-    database = (settings.mongo_url, settings.mongo_database)
-    async with open_mongo(*database, ca_file=settings.mongo_ca_file, timeout_s=SCAN_TIMEOUT_S) as db:
+    async with open_database(settings, timeout_s=SCAN_TIMEOUT_S) as db:
         await ensure_topics(*kafka, copies=copies)
         source = await source_of(db, settings.cluster)
         async with _reader(settings) as reader:

@@ -10,9 +10,9 @@ from luthier_common.kit import presence
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.kafka_access import kafka_access
-from luthier_common.kit.mongo import open_mongo, ping
-from luthier_common.kit.objects import S3Access, open_objects
+from luthier_common.kit.mongo import ping
 from luthier_common.kit.room import Room
+from luthier_common.kit.servers import open_database, open_store
 from luthier_file_validator.checker import Checker
 from luthier_file_validator.consumers import make_on_fact
 from luthier_file_validator.files import FileLoop
@@ -28,11 +28,9 @@ ROOM = "file-validator"
 async def main(room: Room) -> None:
     settings = FileValidatorSettings()
     instance = f"{ROOM}-{secrets.token_hex(4)}"
-    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
-    db = await room.enter("mongo", mongo)
+    db = await room.enter("mongo", open_database(settings))
     room.health.require("mongo", lambda: ping(db))
-    objects = open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
-    store = Store(db, await room.enter("objects", objects))
+    store = Store(db, await room.enter("objects", open_store(settings)))
     checker = Checker(store, settings)
     await room.enter("scratch", _prepared(checker))
     begin_counting()

@@ -14,9 +14,9 @@ from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.kit.bases import fetch_base
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.kafka_access import kafka_access
-from luthier_common.kit.mongo import Database, Doc, open_mongo, ping
-from luthier_common.kit.objects import S3Access, open_objects
+from luthier_common.kit.mongo import Database, Doc, ping
 from luthier_common.kit.room import TRANSIENT_ERRORS, Room
+from luthier_common.kit.servers import open_database, open_store
 from luthier_inference.artifacts import ArtifactCache
 from luthier_inference.consumers import make_on_fact
 from luthier_inference.controllers import build_app
@@ -34,11 +34,8 @@ _SLOW_WORK_S = 900.0
 async def main(room: Room) -> None:
     """Serves until the room stops."""
     settings = InferenceSettings()
-    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
-    db = await room.enter("mongo", mongo)
-    objects = await room.enter(
-        "objects", open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
-    )
+    db = await room.enter("mongo", open_database(settings))
+    objects = await room.enter("objects", open_store(settings))
     cache = settings.home / "cache"
 
     async def fetch(base: Doc) -> Path:

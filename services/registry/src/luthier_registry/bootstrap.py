@@ -10,9 +10,9 @@ from luthier_common.kit import ledger, presence
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.kafka_access import kafka_access
-from luthier_common.kit.mongo import open_mongo, ping
-from luthier_common.kit.objects import S3Access, open_objects
+from luthier_common.kit.mongo import ping
 from luthier_common.kit.room import TRANSIENT_ERRORS, Room
+from luthier_common.kit.servers import open_database, open_store
 from luthier_registry.catalogue import Catalogue
 from luthier_registry.claims import Claims
 from luthier_registry.consumers import make_on_fact
@@ -31,11 +31,8 @@ _UNFINISHED_FOR = timedelta(days=1)
 async def main(room: Room) -> None:
     settings = RegistrySettings()
     instance = f"registry-{secrets.token_hex(4)}"
-    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
-    db = await room.enter("mongo", mongo)
-    objects = await room.enter(
-        "objects", open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
-    )
+    db = await room.enter("mongo", open_database(settings))
+    objects = await room.enter("objects", open_store(settings))
     store, clock = Store(db), SystemClock()
     claims = Claims(db, instance, settings.claim_ttl_s)
     catalogue = Catalogue(store, objects, claims, settings)

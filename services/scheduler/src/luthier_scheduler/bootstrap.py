@@ -8,8 +8,9 @@ from luthier_common.kit import presence
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.kafka_access import kafka_access
-from luthier_common.kit.mongo import open_mongo, ping
+from luthier_common.kit.mongo import ping
 from luthier_common.kit.room import Room
+from luthier_common.kit.servers import open_database
 from luthier_scheduler.consumers import make_on_fact
 from luthier_scheduler.cycle import Cycle
 from luthier_scheduler.leader import Leader
@@ -22,8 +23,7 @@ async def main(room: Room) -> None:
     settings = SchedulerSettings()
     clock = SystemClock()
     instance = f"scheduler-{secrets.token_hex(4)}"
-    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
-    db = await room.enter("mongo", mongo)
+    db = await room.enter("mongo", open_database(settings))
     room.health.require("mongo", lambda: ping(db))
     leader = Leader(db, clock, instance, settings.leader_ttl_s)
     await room.enter("leader", leader.resigning())

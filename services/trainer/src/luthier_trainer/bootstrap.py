@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.kafka_access import kafka_access
-from luthier_common.kit.mongo import open_mongo, ping
-from luthier_common.kit.objects import S3Access, open_objects
+from luthier_common.kit.mongo import ping
 from luthier_common.kit.room import Room
+from luthier_common.kit.servers import open_database, open_store
 from luthier_trainer.consumers import make_on_fact
 from luthier_trainer.executor import Executor, LocalExecutor
 from luthier_trainer.settings import TrainerSettings
@@ -24,11 +24,8 @@ async def main(room: Room, executor: Executor | None = None) -> None:
     settings = TrainerSettings()
     workplace = Workplace(settings.home, settings.trainer_node)
     await room.enter("workplace", _held(workplace))
-    mongo = open_mongo(settings.mongo_url, settings.mongo_database, ca_file=settings.mongo_ca_file)
-    db = await room.enter("mongo", mongo)
-    objects = await room.enter(
-        "objects", open_objects(settings.objects_url, S3Access(ca_file=settings.objects_ca_file))
-    )
+    db = await room.enter("mongo", open_database(settings))
+    objects = await room.enter("objects", open_store(settings))
     room.health.require("mongo", lambda: ping(db))
     room.health.require("objects", objects.check)
     store, executor = Store(db, settings.trainer_node), executor or LocalExecutor()

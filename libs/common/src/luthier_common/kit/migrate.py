@@ -11,7 +11,8 @@ from luthier_common.kit.errors import LuthierError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.logs import start_logs
-from luthier_common.kit.mongo import Database, open_mongo
+from luthier_common.kit.mongo import Database
+from luthier_common.kit.servers import open_database
 from luthier_common.kit.settings import RoomSettings
 from luthier_common.kit.stream import Copies, ensure_topics
 
@@ -159,8 +160,7 @@ async def source_of(db: Database, cluster: str) -> str:
 
 async def run(settings: RoomSettings) -> None:
     access = kafka_access(settings)
-    database = (settings.mongo_url, settings.mongo_database)
-    async with open_mongo(*database, ca_file=settings.mongo_ca_file, timeout_s=30) as db:
+    async with open_database(settings, timeout_s=30) as db:
         await migrate(db)
     await failpoint("migrate.before_topics")
     copies = Copies(settings.topic_replication, settings.topic_min_insync)

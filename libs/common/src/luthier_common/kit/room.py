@@ -1,7 +1,7 @@
 """The one way every room runs: logs, telemetry, health, signals, background loops, and an end within a known time.
 
 async def main(room: Room) -> None:
-    db = await room.enter("mongo", open_mongo(...))
+    db = await room.enter("mongo", open_database(settings))
     room.health.require("mongo", lambda: ping(db))
     wake = asyncio.Event()
     room.spawn("relay", room.every(2.0, relay_once, wake))
