@@ -86,6 +86,11 @@ class Stories:
         await self._in_phase(job_id, *HELD, *FINAL)
         await self._sdk.fine_tuning.jobs.cancel(job_id)
 
+    async def a_job_that_is_deleted(self) -> None:
+        job_id = await self._create(num_rows=24, num_epochs=1)
+        await self._in_phase(job_id, *FINAL)
+        await self._sdk.delete(f"/fine_tuning/jobs/{job_id}?delete_model=true", cast_to=object)
+
     async def more_jobs_than_slots(self) -> None:
         job_ids = [await self._create(num_rows=800, num_epochs=1) for _ in range(6)]
 
@@ -181,6 +186,8 @@ class Stories:
         await self._sdk.uploads.cancel(given_up.id)
 
     async def a_model_that_is_shared_and_deleted(self) -> None:
+        if not self.models:
+            await self.a_job_that_succeeds()
         if not self.models:
             return
         model = self.models.pop(0)

@@ -16,7 +16,7 @@ from luthier_stack.errors import PartFailedError
 from luthier_stack.stack import Stack
 from luthier_trainer.workplace import PID_FILE
 
-WAIT_FOR_VICTIM_S = 6.0
+WAIT_FOR_VICTIM_S = 20.0
 _POLL_S = 0.05
 
 

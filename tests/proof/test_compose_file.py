@@ -54,7 +54,7 @@ def test_a_room_starts_with_what_it_is_told(room: str, secrets: Path, monkeypatc
     settings = settings_class(room)()
     assert settings.mongo_url.startswith("mongodb://luthier:")
     has_token = bool(settings.internal_token.get_secret_value())
-    assert has_token == (room in ("api", "inference", "trainer"))
+    assert has_token == (room in ("api", "inference"))
 
 
 def _given(secrets: Path, names: list[str], room: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Self
 
 from luthier_stack.binaries import find_mongod, find_tansu
 from luthier_stack.broker import EmbeddedBroker
+from luthier_stack.env_file import ENV_FILE, write_env_file
 from luthier_stack.errors import PartFailedError, StackError, UnknownPartError
 from luthier_stack.lock import HomeLock
 from luthier_stack.logs import open_for_append, show, tail
@@ -79,6 +80,7 @@ class Stack:
         try:
             self.choose_port()
             await self._start_parts(self._server_specs())
+            write_env_file(self.home / ENV_FILE, self.env)
             if self.settings.services:
                 await self._start_services()
         except BaseException:

@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LuthierError as error:
         sys.stderr.write(f"luthier admin: {error}\n")
         return 1
+    except OSError as error:
+        sys.stderr.write(f"luthier admin: {error.strerror or error}: {error.filename or 'no file'}\n")
+        return 1
     return 0
 
 

@@ -128,7 +128,8 @@ async def restore(db: Database, objects: ObjectStore, folder: Path) -> Manifest:
 def _prepare(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise BackupError(f"{folder} is not empty")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     (folder / "collections").mkdir()
     (folder / "objects").mkdir()
 
