@@ -81,7 +81,8 @@ class Users:
             await self._run_job(f"{self._seed}-{number}-{turn}", file.id, rng)
 
     async def _run_job(self, deed: str, file_id: str, rng: random.Random) -> None:
-        job = await self._insist("create", lambda: self._create(deed, file_id, rng.randint(*EPOCHS)))
+        num_epochs = rng.randint(*EPOCHS)
+        job = await self._insist("create", lambda: self._create(deed, file_id, num_epochs))
         self.acknowledged.add(job.id)
         story = rng.choice(STORIES)
         if story != "plain":
