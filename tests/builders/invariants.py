@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from itertools import groupby
 from pathlib import Path
 
-from openai import APIError, AsyncOpenAI
+from openai import APIError, AsyncOpenAI, NotFoundError
 
 from builders.histories import broken_history
 from builders.leftovers import broken_home, broken_objects, broken_slots
 from builders.topic_records import Told
+from luthier_common.contract.events import DELETED
 from luthier_common.contract.lifecycle import JOB
 from luthier_common.contract.topics import COLLECTIONS, Kind
 from luthier_common.journal.rows import EVENTS, value_of
@@ -188,12 +189,16 @@ async def _seen(
     broken = []
     asked = sorted(acknowledged or jobs)[-ASKED_AT_ONCE:]
     for job_id in asked:
+        is_deleted = bool(jobs.get(job_id, {}).get(DELETED))
         try:
             job = await api.fine_tuning.jobs.retrieve(job_id)
             events = [event.id async for event in api.fine_tuning.jobs.list_events(job_id, limit=100)]
         except APIError as error:
-            broken.append(f"I1 job {job_id}: the api answers {error}")
+            if not (is_deleted and isinstance(error, NotFoundError)):
+                broken.append(f"I1 job {job_id}: the api answers {error}")
             continue
+        if is_deleted:
+            broken.append(f"I1 job {job_id}: the api shows it though it was deleted")
         if job_id in jobs and job.status != jobs[job_id]["status"]:
             broken.append(f"I4 job {job_id}: the api says {job.status}, its document {jobs[job_id]['status']}")
         if len(set(events)) != len(events):

@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+from luthier_common.contract.events import DELETED
 from luthier_common.contract.lifecycle import HELD
 from luthier_common.kit import ledger
 from luthier_common.kit.mongo import Database, Doc
@@ -62,7 +63,7 @@ async def _used_by_two(db: Database) -> list[str]:
 
 async def _not_booked(db: Database, nodes: Mapping[str, Doc], jobs: Jobs) -> list[str]:
     """Every placed attempt that holds nothing any more has its row in the usage ledger."""
-    booked = {row["_id"] async for row in db["usage"].find({}, {"_id": 1})}
+    booked = {(row["job"], row["attempt"], row["node"]) async for row in db["usage"].find({})}
     held = {
         (slot["holder"]["job"], slot["holder"]["attempt"], node["_id"])
         for node in nodes.values()
@@ -73,9 +74,8 @@ async def _not_booked(db: Database, nodes: Mapping[str, Doc], jobs: Jobs) -> lis
     async for row in db["events"].find({"type": "JobPlaced"}, {"thing": 1, "body.data": 1}):
         placed = row["body"]["data"]
         for member in placed["members"]:
-            key = f"{row['thing']}/a{placed['attempt']}/{member['node']}"
-            is_held = (row["thing"], placed["attempt"], member["node"]) in held
-            if member["node"] in nodes and row["thing"] in jobs and not is_held and key not in booked:
+            key = (row["thing"], placed["attempt"], member["node"])
+            if member["node"] in nodes and row["thing"] in jobs and key not in held | booked:
                 broken.append(f"I6 attempt {key} held slots that nobody wrote into the usage ledger")
     return broken
 
@@ -91,7 +91,8 @@ async def broken_objects(db: Database, objects: ObjectStore, jobs: Jobs) -> list
     ]
     files = {file["_id"]: file["phase"] async for file in db["files"].find({}, {"phase": 1})}
     models = {model["_id"]: model["phase"] async for model in db["models"].find({}, {"phase": 1})}
-    phases = {"file": files, "model": models, "job": {job_id: job["phase"] for job_id, job in jobs.items()}}
+    kept = {job_id: "deleted" if job.get(DELETED) else job["phase"] for job_id, job in jobs.items()}
+    phases = {"file": files, "model": models, "job": kept}
     for row in rows.values():
         for reference in row["references"]:
             kind, _, thing = reference.partition("/")

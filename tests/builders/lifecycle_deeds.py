@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from builders.jobs import ACTOR, OWNED, make_blob, make_resolved, make_spec, make_step
-from builders.lifecycle_model import ANY, Model, judge_cancel, judge_pause, judge_resume
+from builders.lifecycle_model import ANY, Model, judge_cancel, judge_delete, judge_pause, judge_resume
 from luthier_api.domain import Principal
 from luthier_api.errors import ApiError
 from luthier_api.services.jobs import JobService
@@ -34,7 +34,7 @@ FRESH = object()
 """A lease value that the model cannot know before the document is read."""
 NUM_SLOTS, MAX_STRIKES = 2, 3
 DEEDS = {
-    "user": ("cancel", "pause", "resume", "restart"),
+    "user": ("cancel", "pause", "resume", "restart", "delete"),
     "validator": ("read", "accept", "reject"),
     "scheduler": ("place", "lose", "wait", "fail", "exhaust"),
     "trainer": (
@@ -113,6 +113,7 @@ class Rooms:
             Deed("cancel", self._verb(lambda _again: self.api.cancel(self.job_id)), judge_cancel),
             Deed("pause", self._verb(lambda again: self.api.pause(self.job_id, is_retry=again)), judge_pause),
             Deed("resume", self._verb(lambda again: self.api.resume(self.job_id, is_retry=again)), judge_resume),
+            Deed("delete", self._verb(lambda again: self.api.delete(self.job_id, is_retry=again)), judge_delete),
             Deed("restart", restart, lambda model, _: model.state(f.JobRestarted(), op_id=op_id)),
         ]
 

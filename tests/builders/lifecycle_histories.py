@@ -22,9 +22,9 @@ ONWARD = {
     "staged": ("verify", "verify", "skip", "refuse"),
     "verified": ("register",),
     "paused": ("resume", "supervise"),
-    "succeeded": ("cancel",),
-    "failed": ("restart",),
-    "cancelled": ("restart",),
+    "succeeded": ("cancel", "delete"),
+    "failed": ("restart", "restart", "delete"),
+    "cancelled": ("restart", "restart", "delete"),
 }
 """What tends to happen next, so that histories go all the way; half of the deeds are drawn from all there are."""
 DONE_WORDS = ("applied", "placed")

@@ -8,7 +8,7 @@ from luthier_common.contract import events as f
 from luthier_common.contract.lifecycle import HELD, JOB
 from luthier_common.journal.advance import MAX_OPS
 
-RANDOM = ("JobCancelled", "JobPaused", "PauseRequested", "JobResumed", "reason")
+RANDOM = ("JobCancelled", "JobDeleted", "JobPaused", "PauseRequested", "JobResumed", "reason")
 ANY = "random"
 """Stands for op ids of calls that are made once."""
 Told = tuple[int, str, int, int, bool]
@@ -30,6 +30,7 @@ class Model:
     wanted: str = "run"
     reason: str | None = None
     datasets: frozenset[str] = frozenset()
+    deleted: bool = False
     lease: Any = None
     ops: list[str] = field(default_factory=list)
     told: list[Told] = field(default_factory=lambda: [(1, "JobCreated", 1, 0, False)])
@@ -59,7 +60,7 @@ class Model:
         if not all(self._is_new(fact) for fact in first.values()):
             return "duplicate"
         end = JOB.moves(listed).get(self.phase)
-        if end is None:
+        if end is None or self.deleted:
             return "illegal"
         if match is not None and not match(self):
             return "changed"
@@ -91,6 +92,7 @@ class Model:
             "datasets": (set(doc.get("datasets") or ()), self.datasets),
             "strikes": (doc["strikes"], self.strikes),
             "wanted": (doc["wanted"], self.wanted),
+            "deleted": (doc.get("deleted", False), self.deleted),
             "ops": ([ANY if op.split("/")[0] in RANDOM else op for op in doc["ops"]], self.ops),
             "lease": (doc.get("lease") is None, self.lease is None),
             "finished_at": (doc.get("finished_at") is not None, JOB.is_final(self.phase)),
@@ -134,7 +136,7 @@ class Model:
             self._remember(fact)
         self.phase = end
         for number, fact in enumerate(facts, 1):
-            is_last = JOB.is_final(end) and number == len(facts)
+            is_last = JOB.is_final(end) and number == len(facts) and not JOB.closes(fact)
             self.told.append((self.seq + number, fact.type, self.generation, self.attempt, is_last))
         self.seq += len(facts)
 
@@ -170,14 +172,22 @@ class Model:
                 self.wanted = "run"
             case f.JobCancelled():
                 self.wanted = "cancel"
+            case f.JobDeleted():
+                self.deleted = True
 
 
 def judge_cancel(model: Model, _again: bool) -> str:
     """What a user is told who cancels; `again`: the client repeats what it was not told."""
-    if model.phase in ("succeeded", "failed"):
+    if model.deleted or model.phase in ("succeeded", "failed"):
         return "refused"
     model.state(f.JobCancelled(), op_id=ANY)
     return "done"
+
+
+def judge_delete(model: Model, again: bool) -> str:
+    if model.state(f.JobDeleted(), op_id=ANY) == "applied" or (again and model.deleted):
+        return "done"
+    return "refused"
 
 
 def judge_pause(model: Model, again: bool) -> str:

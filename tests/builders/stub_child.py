@@ -73,7 +73,7 @@ class StubRun:
         self._spec, self._out, self._stop, self._pace = spec, out, stop, pace
         self._rows = _rows_of(spec, spec.train_file)
         self._has_validation = spec.validation_file is not None
-        self._steps_per_epoch = -(-len(self._rows.input_ids) // spec.hyperparameters.batch_size)
+        self._steps_per_epoch = -(-len(self._rows) // spec.hyperparameters.batch_size)
         asked = self._steps_per_epoch * spec.hyperparameters.n_epochs
         self._total = min(asked, spec.max_steps or asked)
         self._log_every_steps = spec.log_every_steps or -(-self._total // MAX_STEP_REPORTS)
@@ -121,7 +121,7 @@ class StubRun:
             steps_per_epoch=self._steps_per_epoch,
             start_step=start_step,
             num_epochs=self._spec.hyperparameters.n_epochs,
-            num_examples=len(self._rows.input_ids),
+            num_examples=len(self._rows),
             num_skipped_rows=self._rows.num_skipped,
             num_train_tokens=self._tokens_at(self._total),
             log_every_steps=self._log_every_steps,

@@ -169,6 +169,7 @@ async def chaos_run(
         more = {
             "LUTHIER_LEASE_TTL_S": f"{LEASE_TTL_S:g}",
             "LUTHIER_MAX_STRIKES": "50",
+            "LUTHIER_RETRY_REST_S": "0.05",
             "LUTHIER_UNREACHABLE_CAP_S": "20",
             "TMPDIR": str(stack_home / "tmp"),
         }

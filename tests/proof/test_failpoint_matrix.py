@@ -68,6 +68,7 @@ AIMS: dict[str, tuple[str, ...]] = {
         *("validator.*", "scheduler.*", "trainer.*", "registry.*", "inference.*"),
     ),
     "a_job_that_is_cancelled": ("jobs.after_verb", "trainer.*"),
+    "a_job_that_is_deleted": ("deletion.*",),
     "more_jobs_than_slots": ("scheduler.before_positions",),
     "a_job_that_is_cancelled_late": ("registry.before_model_deleted", "registry.*", "inference.*"),
     "a_job_that_is_paused": ("jobs.after_verb", "trainer.*"),
@@ -233,6 +234,7 @@ async def settle(stack: Stack, shop: Workshop, stories: Stories) -> float:
 async def open_ends(db: Database) -> list[str]:
     """What has not come to its end."""
     found = [f"{j['_id']} is {j['phase']}" async for j in db["jobs"].find({"status": {"$nin": list(FINAL)}})]
+    found += [f"{j['_id']} still has bytes to let go" async for j in db["jobs"].find({"release_due": True})]
     for name in ("jobs", "files", "models", "nodes"):
         found += [f"{d['_id']} has {len(d['outbox'])} facts to tell" async for d in db[name].find({"pend": True})]
     found += [f"{f['_id']} is unread" async for f in db["files"].find({"phase": "uploaded"})]

@@ -23,7 +23,7 @@ from luthier_common.kit.objects import ObjectStore, open_objects
 
 
 class World(NamedTuple):
-    """A sound history: one job that succeeded at its second attempt, one that runs, one that was cancelled."""
+    """A sound history: one job that succeeded at its second attempt, one that runs, one cancelled, one deleted."""
 
     db: Database
     objects: ObjectStore
@@ -31,6 +31,7 @@ class World(NamedTuple):
     done: str
     running: str
     cancelled: str
+    deleted: str
     records: list[Told]
 
     async def broken(self) -> list[str]:
@@ -39,7 +40,7 @@ class World(NamedTuple):
             events_of_topic=self.records,
             objects=self.objects,
             home=self.home,
-            acknowledged=[self.done, self.running, self.cancelled],
+            acknowledged=[self.done, self.running, self.cancelled, self.deleted],
         )
 
 
@@ -61,8 +62,11 @@ async def world(mongo_url: str, database_name: str, tmp_path: Path) -> AsyncIter
         await hold(db, running.id, 1)
         cancelled = await JobStory.created(db)
         await cancelled.tell(f.JobCancelled(), op_id="cancel")
+        deleted = await JobStory.created(db)
+        await deleted.tell(f.JobCancelled(), op_id="cancel")
+        await deleted.tell(f.JobDeleted(), op_id="delete")
         records = await project(db)
-        yield World(db, objects, home, done.id, running.id, cancelled.id, records)
+        yield World(db, objects, home, done.id, running.id, cancelled.id, deleted.id, records)
 
 
 async def test_a_sound_history_is_passed(world: World) -> None:
@@ -120,6 +124,23 @@ async def _end_not_last(world: World) -> None:
         {"_id": f"job/{world.done}/{await _last_seq(world)}"}, {"$unset": {"terminal": 1}}
     )
     await _set_row(world, 5, terminal=True)
+
+
+async def _told_after_deletion(world: World) -> None:
+    rows = {"thing": world.deleted, "seq": {"$in": [2, 3]}}
+    cancelled, deleted = await world.db[EVENTS].find(rows).sort("seq", 1).to_list(2)
+    for row, changes in ((cancelled, {"type": "JobDeleted"}), (deleted, {"type": "JobCancelled"})):
+        await world.db[EVENTS].update_one({"_id": row["_id"]}, {"$set": changes})
+
+
+async def _deleted_untold(world: World) -> None:
+    await world.db["jobs"].update_one({"_id": world.cancelled}, {"$set": {"deleted": True}})
+
+
+async def _kept_by_deleted(world: World) -> None:
+    await ledger.record(
+        world.db, "org-default/x", sha256="0" * 64, num_bytes=1, org="o", project="p", reference=f"job/{world.deleted}"
+    )
 
 
 async def _other_status(world: World) -> None:
@@ -205,6 +226,8 @@ BREAKAGES: list[tuple[str, Callable[[World], Awaitable[None]]]] = [
     ("I3", _second_end),
     ("I3", _end_of_nothing),
     ("I3", _end_not_last),
+    ("I3", _told_after_deletion),
+    ("I4", _deleted_untold),
     ("I4", _other_status),
     ("I5", _stale_fact),
     ("I5", _step_back),
@@ -218,6 +241,7 @@ BREAKAGES: list[tuple[str, Callable[[World], Awaitable[None]]]] = [
     ("I11", _fact_waits),
     ("I12", _object_unknown),
     ("I12", _reference_to_nothing),
+    ("I12", _kept_by_deleted),
     ("I12", _run_directory),
     ("I12", _half_written),
 ]

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
@@ -19,10 +20,10 @@ from builders.journal_ground import JournalGround
 from builders.real_kafka import RealKafka
 from builders.scale import FULL, scaled
 from builders.waiting import until
-from luthier_common.contract.topics import TOPICS, Kind
+from luthier_common.contract.topics import TOPICS, Kind, partition_of
 from luthier_common.kit.migrate import migrate
 from luthier_common.kit.mongo import Database, open_mongo
-from luthier_common.kit.stream import Copies, ensure_topics
+from luthier_common.kit.stream import BY_DEFAULT, Copies, ensure_topics
 from luthier_stack.settings import StackSettings
 from luthier_stack.stack import Stack
 
@@ -30,6 +31,8 @@ NUM_JOBS = scaled(10, 20)
 PER_SECOND = scaled(80, 180)
 BEFORE_S, AFTER_S = scaled(1, 10), scaled(1, 20)
 STALLED_AFTER_S = 30.0
+UNDISTURBED_S = 4.0
+"""Less than it takes to give up a send to a partition that has no leader."""
 PAST_ALL_LEASES_S = 9.0
 """Longer than the session of a group's member (6 s) and the leases of projector (5 s) and relay (3 s)."""
 
@@ -65,6 +68,23 @@ async def leader_killed(scene: Scene) -> None:
     await asyncio.sleep(scaled(8, 15))  # facts flow over the two that are left
 
 
+async def only_copy_of_some_partitions_away(scene: Scene) -> None:
+    """Facts of jobs on the other partitions are listed as if nothing had happened."""
+    assert scene.kafka is not None
+    leader, num_copies = await first_partition(scene.kafka.url)
+    assert num_copies == 1
+    away = await led_by(scene.kafka.url, leader)
+    others = [story for story in scene.ground.stories if partition_of(Kind.JOB, story.id) not in away]
+    scene.kafka.kill(leader)
+    began_at_s = time.monotonic()
+    while time.monotonic() - began_at_s < scaled(15, 30):
+        for story in others:
+            wanted = f"job/{story.id}/{(await story.doc())['seq']}"
+            await until(lambda wanted=wanted: is_listed(scene.db, wanted), within_s=UNDISTURBED_S, what=wanted)  # type: ignore[misc]
+        await asyncio.sleep(0.2)
+    await scene.kafka.start(only=leader)
+
+
 async def group_and_leases_moved(scene: Scene) -> None:
     ground = scene.ground
     await ground.start_member("second")
@@ -91,12 +111,14 @@ async def consumers_stopped_past_their_session(scene: Scene) -> None:
 class Fault:
     happen: Happening
     num_brokers: int = 1
+    copies: Copies = BY_DEFAULT
     is_sampled: bool = False
 
 
 FAULTS = [
     Fault(broker_killed_and_restarted, is_sampled=True),
-    Fault(leader_killed, num_brokers=3),
+    Fault(leader_killed, num_brokers=3, copies=Copies(3, 2)),
+    Fault(only_copy_of_some_partitions_away, num_brokers=3, copies=Copies(1, 1)),
     Fault(group_and_leases_moved),
     Fault(consumers_stopped_past_their_session),
 ]
@@ -106,8 +128,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault", [f for f in FAULTS if FULL or f.is_sampled], ids=lambda f: f.happen.__name__)
 async def test_list_topics_and_histories_stay_one(fault: Fault, db: Database, mongo_url: str, tmp_path: Path) -> None:
     async with RealKafka(tmp_path, num_brokers=fault.num_brokers) as kafka:
-        copies = Copies(3, 2) if fault.num_brokers == 3 else Copies()
-        await ensure_topics(kafka.url, copies=copies)
+        await ensure_topics(kafka.url, copies=fault.copies)
         async with JournalGround(db, mongo_url, kafka.url, tmp_path).open() as ground:
             scene = Scene(ground, db, kafka)
             await start(ground)
@@ -200,6 +221,10 @@ async def are_listed(db: Database, num_rows: int) -> bool:
     return await db["events"].count_documents({}) >= num_rows
 
 
+async def is_listed(db: Database, fact: str) -> bool:
+    return await db["events"].find_one({"_id": fact}, {"_id": 1}) is not None
+
+
 async def has_heard(db: Database, member: str) -> bool:
     return await db[HEARD].find_one({"members": member}) is not None
 
@@ -223,11 +248,20 @@ async def all_heard(ground: JournalGround) -> None:
 
 async def first_partition(url: str) -> tuple[int, int]:
     """The number of the broker that leads the first partition of the jobs' topic, and how many copies it has."""
+    [part] = [part for part in await partitions(url) if part["partition"] == 0]
+    return part["leader"] - 1, len(part["replicas"])
+
+
+async def led_by(url: str, broker: int) -> set[int]:
+    """The partitions of the jobs' topic that this broker leads."""
+    return {part["partition"] for part in await partitions(url) if part["leader"] - 1 == broker}
+
+
+async def partitions(url: str) -> list[dict[str, Any]]:
     admin = AIOKafkaAdminClient(bootstrap_servers=url)
     await admin.start()
     try:
         [topic] = await admin.describe_topics([TOPICS[Kind.JOB].name])
     finally:
         await admin.close()
-    [part] = [part for part in topic["partitions"] if part["partition"] == 0]
-    return part["leader"] - 1, len(part["replicas"])
+    return list(topic["partitions"])

@@ -110,7 +110,7 @@ async def test_unknown_addresses_and_methods_answer_in_the_envelope(api: Api) ->
     async with api.http() as http:
         nowhere = await http.get("/v1/nowhere")
         wrong_method = await http.put("/v1/files")
-        no_delete = await http.delete("/v1/fine_tuning/jobs/ftjob-1")
+        no_delete = await http.delete("/v1/fine_tuning/jobs/ftjob-1/events")
         mine = await http.get("/v1/models", headers={"x-request-id": "mine"})
     assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "unknown_url")
     assert (wrong_method.status_code, wrong_method.json()["error"]["code"]) == (405, "method_not_allowed")

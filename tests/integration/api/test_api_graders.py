@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, BadRequestError, PermissionDeniedError
+from openai import APITimeoutError, AsyncOpenAI, BadRequestError, PermissionDeniedError, RateLimitError
 from openai.types.fine_tuning.alpha import GraderRunResponse
 from openai.types.graders import ScoreModelGrader, StringCheckGrader
 
@@ -176,10 +176,28 @@ async def test_others_are_answered_while_a_long_text_is_graded(api: Any) -> None
     grader = {**EXACT, "type": "text_similarity", "evaluation_metric": "meteor"}
     del grader["operation"]
     text = "running jumps " * 4500
-    long = [asyncio.create_task(run(api.sdk(), grader, text, {"answer": text})) for _ in range(3)]
+    long = asyncio.create_task(run(api.sdk(), grader, text, {"answer": text}))
     async with api.http() as http:
         assert (await http.get("/healthz")).status_code == 200
-    assert [answer.reward > 0.99 for answer in await asyncio.gather(*long)] == [True] * 3
+    assert (await long).reward > 0.99
+
+
+async def test_a_project_runs_one_grader_at_a_time(api: Any) -> None:
+    """Another project's runs meanwhile; whoever left is not counted any more."""
+    grader = {**EXACT, "type": "text_similarity", "evaluation_metric": "meteor"}
+    del grader["operation"]
+    text = "running jumps " * 4500
+    other = await api.new_key("admin", project="proj-graders", org="org-graders")
+    asked = [run(api.sdk(), grader, text, {"answer": text}) for _ in range(4)]
+    asked.append(run(api.sdk(other), grader, "a", {"answer": "a"}))
+    *mine, theirs = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [each for each in mine if isinstance(each, RateLimitError)]
+    assert isinstance(theirs, GraderRunResponse)
+    assert {each.code for each in refused} == {"too_many_gradings"}
+    assert len(refused) < len(mine)
+    with pytest.raises(APITimeoutError):
+        await run(api.sdk().with_options(timeout=0.05), grader, text, {"answer": text})
+    assert (await run(api.sdk(), EXACT, "x", {"answer": "x"})).reward == 1
 
 
 async def test_a_key_without_the_scope_is_refused(api: Any) -> None:

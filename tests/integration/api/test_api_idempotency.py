@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,6 +122,34 @@ async def test_without_a_key_only_a_repetition_finds_the_first_job(api: Api, fil
         meant = (await http.post(URL, json=body)).json()["id"]
     assert first == retried != meant
     assert await count_jobs(api, "guarded") == 2
+
+
+async def test_a_retry_of_a_request_that_never_came_is_no_repetition_of_an_older_one(
+    api: Api, file: FileObject
+) -> None:
+    body, retried = make_body(file.id, "older"), {"x-stainless-retry-count": "1"}
+
+    async def an_answer_ago(http: httpx2.AsyncClient, seconds: int, **headers: str) -> bool:
+        """Whether a retry finds the job that was made and answered so many seconds ago."""
+        first = (await http.post(URL, json=body)).json()["id"]
+        [row] = await until(lambda: api.db["idempotency"].find({"core": first[6:], "is_answered": True}).to_list(1))
+        sent_at = row["sent_at"] - timedelta(seconds=seconds)
+        await api.db["idempotency"].update_one({"_id": row["_id"]}, {"$set": {"sent_at": sent_at}})
+        answer = await http.post(URL, json=body, headers=retried | headers)
+        return bool(answer.json()["id"] == first)
+
+    patience = {"x-stainless-read-timeout": "60.0"}
+    async with api.http() as http:
+        assert await an_answer_ago(http, 10)
+        assert not await an_answer_ago(http, 50)
+        assert not await an_answer_ago(http, 50, **patience)
+        assert await an_answer_ago(http, 62, **patience)
+        assert not await an_answer_ago(http, 122, **patience)
+        first = (await http.post(URL, json=body)).json()["id"]
+        await until(lambda: api.db["idempotency"].find_one({"core": first[6:], "is_answered": True}))
+        unheard = {"$set": {"is_answered": False}}
+        await api.db["idempotency"].update_one({"core": first[6:]}, unheard)
+        assert (await http.post(URL, json=body, headers=retried)).json()["id"] == first
 
 
 async def test_a_body_whose_first_answer_could_not_be_sent_is_a_repetition(

@@ -60,8 +60,15 @@ async def test_a_key_has_its_requests_and_is_told_when_to_come_again(limited: tu
 @pytest.mark.usefixtures("early_in_a_minute")
 async def test_a_key_may_have_a_limit_of_its_own_and_errors_count_too(limited: tuple[Api, Api]) -> None:
     api, _ = limited
-    key = await api.new_key("files:read")
-    await api.db["api_keys"].update_one({"_id": key.split("-")[2]}, {"$set": {"rate_limit": 3}})
+    place = "/v1/organization/projects/proj-default/api_keys"
+    wanted = {"name": "slow", "scopes": ["files:read"], "rate_limit": 3}
+    async with api.http(await api.new_key("admin")) as admin:
+        refused = await admin.post(place, json=wanted | {"rate_limit": 0})
+        made = (await admin.post(place, json=wanted)).json()
+        rotated = (await admin.post(f"{place}/{made['id']}/rotate", json={})).json()
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "rate_limit")
+    assert made["rate_limit"] == rotated["rate_limit"] == 3
+    key = rotated["value"]
     async with api.http(key) as http:
         answers = [await http.get(URL) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [403, 403, 403, 429]

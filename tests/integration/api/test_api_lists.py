@@ -188,3 +188,19 @@ async def _profiled(api: Api) -> AsyncIterator[list[Doc]]:
         mine = {"command.filter.project": PROJECT}
         found += await api.db["system.profile"].find(reads | mine).to_list(None)
         await api.db["system.profile"].drop()
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("metadata=foo", "metadata"),
+        ("metadata[k=v", "metadata[k"),
+        ("metadata[]=v", "metadata[]"),
+        ("metadata[k]=a&metadata[k]=b", "metadata[k]"),
+    ],
+)
+async def test_a_filter_that_cannot_be_read_is_refused(api: Api, query: str, param: str) -> None:
+    async with api.http() as http:
+        refused = await http.get(f"/v1/fine_tuning/jobs?{query}")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", param)

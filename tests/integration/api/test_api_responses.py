@@ -79,7 +79,7 @@ async def test_a_conversation_goes_on_without_the_instructions_of_before(
     assert [item.content[0].text for item in listed] == ["Three"]
     await api.db["responses"].update_one(
         {"_id": second.id},
-        {"$set": {"output.0.content.0.text": "x" * 8_000_000, "input.0.content.0.text": "y" * 7_900_000}},
+        {"$set": {"output.0.content.0.text": "x" * 4_000_000, "input.0.content.0.text": "y" * 3_900_000}},
     )
     fourth = await sdk.responses.create(model=TINY, input="z" * 1_000_000, previous_response_id=second.id)
     with pytest.raises(openai.APIStatusError) as too_long:

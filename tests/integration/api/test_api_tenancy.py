@@ -340,6 +340,10 @@ async def test_users_of_organization_and_project(api: RunningApi, admin: AsyncOp
     assert [user.id async for user in organization.projects.users.list(project.id)] == [ann["id"]]
     assert (await organization.projects.users.retrieve(ann["id"], project_id=project.id)).email == "ann@example.com"
 
+    orphan = {"org": "org-default", "project": project.id, "user": "user-zz", "role": "member"}
+    await api.db["project_users"].insert_one({"_id": f"{project.id}/user-zz", **orphan, "created_at": None})
+    assert [user.id async for user in organization.projects.users.list(project.id, limit=1)] == [ann["id"]]
+
     key = await new_key(api, project.id, "files:read", user_id=ann["id"])
     listed = await organization.projects.api_keys.retrieve(key["id"], project_id=project.id)
     assert listed.owner.user is not None
@@ -448,7 +452,9 @@ async def test_another_organization_sees_nothing_of_this_one(api: RunningApi, ad
 async def test_operators_make_keys_after_a_lockout_and_never_with_a_wrong_pepper(
     api: RunningApi, tmp_path: Any
 ) -> None:
-    status, out, _ = await operator(api, "keys", "create", "--project", "proj-default", "--scope", "files:read")
+    status, out, _ = await operator(
+        api, *("keys", "create", "--project", "proj-default", "--scope", "files:read", "--rate-limit", "60")
+    )
     assert status == 0
     key_id, value = (line.split()[-1] for line in out.splitlines())
     assert await works(api, value)

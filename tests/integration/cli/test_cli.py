@@ -43,11 +43,13 @@ async def test_it_is_a_program(luthier_process: Luthier) -> None:
 
 async def test_keys_are_made_listed_rotated_and_revoked(luthier: Luthier, server: Server) -> None:
     ran = await luthier(
-        "keys", "create", "ci", "--scope", "files:read", "--scope", "models:read", "--expires-in", "3600"
+        *("keys", "create", "ci", "--scope", "files:read", "--scope", "models:read"),
+        *("--expires-in", "3600", "--rate-limit", "600"),
     )
     assert ran.status == 0, ran.err
     fields = dict(line.split(maxsplit=1) for line in ran.out.splitlines())
     assert fields["scopes"] == "files:read,models:read"
+    assert fields["rate_limit"] == "600"
     assert "only time" in ran.err
     env = {"LUTHIER_BASE_URL": server.url, "LUTHIER_API_KEY": fields["value"]}
     assert (await luthier("files", "list", env=env)).status == 0
@@ -58,7 +60,7 @@ async def test_keys_are_made_listed_rotated_and_revoked(luthier: Luthier, server
     assert fields["value"] not in (server.home / "log").read_text()
 
     rotated = await said(luthier, "keys", "rotate", fields["id"], "--keep-old-for", "60")
-    assert rotated["id"] == fields["id"]
+    assert (rotated["id"], rotated["rate_limit"]) == (fields["id"], 600)
     for value in (fields["value"], rotated["value"]):
         assert (await luthier("files", "list", env=env | {"LUTHIER_API_KEY": value})).status == 0
 
@@ -118,6 +120,20 @@ async def test_the_life_of_a_job(luthier: Luthier, tmp_path: Path) -> None:
     lines = followed.out.splitlines()
     assert lines == sorted(lines, key=lambda line: line[:19]), "oldest first"
     assert len(lines) == len(set(lines))
+
+
+async def test_a_job_that_has_ended_is_deleted(luthier: Luthier, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(rows())
+    job_id = (await said(luthier, "jobs", "create", "tiny-base", "rows.jsonl"))["id"]
+    early = await luthier("jobs", "delete", job_id)
+    assert early.status == 1
+    assert "code invalid_state" in early.err
+    await said(luthier, "jobs", "cancel", job_id)
+    gone = await said(luthier, "jobs", "delete", job_id, "--with-model")
+    assert (gone["id"], gone["deleted"]) == (job_id, True)
+    assert job_id not in (await luthier("jobs", "list")).out
+    again = await luthier("jobs", "delete", job_id)
+    assert "code not_found" in again.err
 
 
 async def test_models(luthier: Luthier) -> None:

@@ -104,3 +104,17 @@ def upload(db: Database, objects: ObjectStore) -> Callable[..., Any]:
         return file_id
 
     return upload_bytes
+
+
+@pytest.fixture
+def put_template(db: Database, objects: ObjectStore, base: str) -> Callable[[str], Any]:
+    """Gives the base another chat template."""
+
+    async def put(template: str) -> None:
+        entry = await db["bases"].find_one({"_id": base})
+        assert entry is not None
+        stored = await objects.put(f"{entry['key']}chat_template.jinja", template.encode())
+        file = {"files.$.bytes": stored.bytes, "files.$.sha256": stored.sha256}
+        await db["bases"].update_one({"_id": base, "files.name": "chat_template.jinja"}, {"$set": file})
+
+    return put

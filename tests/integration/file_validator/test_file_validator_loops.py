@@ -79,6 +79,14 @@ async def test_without_a_base_the_number_of_tokens_is_unknown(db: Database, make
     assert doc["verdict"]["num_tokens"] is None
 
 
+async def test_a_default_base_that_cannot_be_read_makes_no_file_bad(
+    db: Database, make_validator: Make, upload: Make, put_template: Make
+) -> None:
+    await put_template("{% this is no template")
+    doc = await moved_on(db, "files", await upload(jsonl(*good_rows(12))), "uploaded", await make_validator())
+    assert (doc["verdict"]["valid"], doc["verdict"]["num_tokens"]) == (True, None)
+
+
 async def test_other_purposes_are_valid_at_once(db: Database, make_validator: Make, upload: Make) -> None:
     file_id = await upload(b"\x00\x01 anything", purpose="user_data")
     doc = await moved_on(db, "files", file_id, "uploaded", await make_validator())
@@ -94,19 +102,9 @@ async def test_other_purposes_are_valid_at_once(db: Database, make_validator: Ma
     ],
 )
 async def test_a_check_beyond_its_limits_ends_with_a_verdict(
-    db: Database,
-    objects: ObjectStore,
-    make_validator: Make,
-    upload: Make,
-    base: str,
-    template: str,
-    limits: dict[str, Any],
+    db: Database, make_validator: Make, upload: Make, put_template: Make, template: str, limits: dict[str, Any]
 ) -> None:
-    entry = await db["bases"].find_one({"_id": base})
-    assert entry is not None
-    stored = await objects.put(f"{entry['key']}chat_template.jinja", template.encode())
-    file = {"files.$.bytes": stored.bytes, "files.$.sha256": stored.sha256}
-    await db["bases"].update_one({"_id": base, "files.name": "chat_template.jinja"}, {"$set": file})
+    await put_template(template)
     doc = await moved_on(db, "files", await upload(jsonl(*good_rows(12))), "uploaded", await make_validator(**limits))
     assert doc["verdict"]["problem"]["code"] == "check_limits_exceeded"
     assert doc["verdict"]["num_findings"] == 1

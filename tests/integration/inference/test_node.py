@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from builders.bases import chat_row
 from builders.jobs import JobStory
 from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectStore
+from luthier_text import TextBundle, TrainRow
 from luthier_trainer.checkpoints import ADAPTER_FILES, STATE_FILES, seal, staged
 
 BODY: dict[str, Any] = {
@@ -24,6 +26,7 @@ BODY: dict[str, Any] = {
 }
 URL = "/internal/chat/completions"
 TOO_LONG = [{"role": "user", "content": "x " * 900}]
+FAR_TOO_LONG = [{"role": "user", "content": "<|im_end|>" * 1_200_000}]
 MakeArtifact = Callable[..., Awaitable[Any]]
 Stage = Callable[[f.Blob], Awaitable[JobStory]]
 
@@ -118,8 +121,9 @@ async def test_base_can_be_named_by_its_alias(node: Any) -> None:
         ({"n": 2}, 400, "unsupported_parameter", "n"),
         ({"messages": []}, 400, "no_messages", "messages"),
         ({"messages": TOO_LONG}, 400, "context_length_exceeded", "messages"),
+        ({"messages": FAR_TOO_LONG}, 400, "context_length_exceeded", "messages"),
         ({"messages": TOO_LONG, "stream": True}, 400, "context_length_exceeded", "messages"),
-        ({"adapter": {"model_id": "m", "key": "a/b/", "manifest_sha256": "0" * 64}}, 404, "object_missing", None),
+        ({"adapter": {"model_id": "m", "key": "a/b/", "manifest_sha256": "0" * 64}}, 404, "model_files_missing", None),
     ],
 )
 async def test_errors_are_told_before_the_answer(
@@ -128,6 +132,7 @@ async def test_errors_are_told_before_the_answer(
     response = await node.client.post(URL, json={**BODY, **change})
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert "a/b/" not in error["message"]
 
 
 async def test_nobody_comes_in_without_the_token(node: Any) -> None:
@@ -156,6 +161,22 @@ async def test_model_whose_rows_give_other_ids_is_refused(node: Any, make_artifa
     assert doc["error"]["code"] == "template_mismatch"
     assert "golden row 1" in doc["error"]["message"]
     assert node.process.returncode is None
+
+
+async def test_model_whose_rows_were_all_cut_is_verified_too(
+    node: Any, make_artifact: MakeArtifact, stage: Stage, tiny_base: Path
+) -> None:
+    """The last prompt of the row is far longer than the model can see."""
+    row = {"messages": [*chat_row("Where?", "Here.")["messages"], *chat_row("And now? " * 900, "There.")["messages"]]}
+    made = TextBundle.load(tiny_base).train_row(row, 64, "truncate")
+    assert isinstance(made, TrainRow)
+    cut = {"row": row, "input_ids": made.input_ids, "labels": made.labels, "max_length": 64}
+
+    def put_cut_row(golden: list[dict[str, Any]]) -> None:
+        golden[:] = [cut]
+
+    doc = await until_phase(await stage((await make_artifact(put_cut_row, seed=5)).blob), "verified", "failed")
+    assert doc["phase"] == "verified", doc["error"]
 
 
 async def test_model_whose_bytes_changed_is_refused(

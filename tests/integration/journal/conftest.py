@@ -19,10 +19,12 @@ Journal = Callable[..., AbstractAsyncContextManager[None]]
 @pytest.fixture
 def journal(db: Database) -> Journal:
     @asynccontextmanager
-    async def run(url: str, owner: str = "one", source: str = "luthier/test/1") -> AsyncIterator[None]:
+    async def run(
+        url: str, owner: str = "one", source: str = "luthier/test/1", writer: Writer | None = None
+    ) -> AsyncIterator[None]:
         await ensure_topics(url)
         clock, stopping, wake = SystemClock(), asyncio.Event(), asyncio.Event()
-        writer, reader = Writer(url), Reader(url)
+        writer, reader = writer or Writer(url), Reader(url)
         relay = Relay(db, writer, owner=owner, source=source, clock=clock)
         projector = Projector(db, reader, owner=owner, clock=clock, source=source)
         tasks = [

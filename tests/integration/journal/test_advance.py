@@ -1,14 +1,17 @@
 """A thing moves by one compare-and-set: what is legal is applied once, all else is told apart."""
 
 import asyncio
+from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from builders.jobs import ACTOR, OWNED, JobStory, make_blob, make_spec, make_step
 from luthier_common.contract import events as f
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import MAX_OUTBOX, MAX_OUTBOX_BULK, Outcome, advance, create
-from luthier_common.kit.mongo import Database
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.mongo import Collection, Database
 
 
 async def test_a_created_job_waits_for_its_files_and_has_one_fact_in_its_outbox(db: Database) -> None:
@@ -133,6 +136,22 @@ async def test_a_restart_raises_the_generation_and_the_job_may_end_again(db: Dat
     assert (await story.tell(f.JobCancelled(), op_id="c2")).applied
 
 
+async def test_after_a_deletion_nothing_is_stated_and_the_end_stays_as_it_was(db: Database) -> None:
+    story = await (await JobStory.created(db)).in_training()
+    assert (await story.tell(f.JobDeleted(), op_id="d0")).outcome is Outcome.ILLEGAL
+    await story.tell(f.JobCancelled(), op_id="c")
+    ended = await story.doc()
+    assert (await story.tell(f.JobDeleted(), op_id="d1")).applied
+    assert (await story.tell(f.JobDeleted(), op_id="d1")).outcome is Outcome.DUPLICATE
+    for fact in (f.JobDeleted(), f.JobRestarted(), f.JobCancelled()):
+        assert (await story.tell(fact, op_id=f"again/{fact.type}")).outcome is Outcome.ILLEGAL
+    doc = await story.doc()
+    same = ("phase", "status", "generation", "attempt", "finished_at")
+    assert {name: doc[name] for name in same} == {name: ended[name] for name in same}
+    assert [entry["type"] for entry in doc["outbox"] if entry["terminal"]] == ["JobCancelled"]
+    assert doc["outbox"][-1]["type"] == "JobDeleted"
+
+
 async def test_cancel_races_with_finish_and_one_of_them_wins(db: Database) -> None:
     for number in range(20):
         story = await (await JobStory.created(db)).in_training()
@@ -171,3 +190,29 @@ async def test_a_node_that_stops_in_order_costs_the_job_no_strike(db: Database) 
     assert (await story.tell(fact, attempt=1, op_id="1/RunFailed")).applied
     doc = await story.doc()
     assert (doc["phase"], doc["strikes"]) == ("waiting", 0)
+
+
+async def test_writes_that_fail_while_reads_answer_are_an_outage_and_no_answer(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A primary without a majority: whoever took this for a refusal would kill a healthy run."""
+    story = await (await JobStory.created(db)).in_training()
+
+    async def no_majority(*_args: Any, **_more: Any) -> None:
+        raise AutoReconnect("no primary")
+
+    monkeypatch.setattr(Collection, "find_one_and_update", no_majority)
+    with pytest.raises(TransientError):
+        await story.tell(make_step(1), attempt=1)
+    monkeypatch.undo()
+    assert (await story.tell(make_step(1), attempt=1)).applied
+
+
+async def test_each_strike_is_kept_with_its_time_and_nodes(db: Database) -> None:
+    story = await (await JobStory.created(db)).accepted()
+    for attempt in (1, 2):
+        await story.placed(attempt, node=f"node-{attempt}")
+        await story.tell(f.RunLost(reason="lease_expired"), attempt=attempt, op_id=f"{attempt}/lost")
+    doc = await story.doc()
+    assert [strike["nodes"] for strike in doc["struck"]] == [["node-1"], ["node-2"]]
+    assert doc["struck"][0]["at"] < doc["struck"][1]["at"] == doc["updated_at"]

@@ -50,6 +50,7 @@ class Registry:
     """One process's worth of registry; `look` is a tick of its loops."""
 
     def __init__(self, db: Database, objects: ObjectStore, clock: HandClock, name: str) -> None:
+        self.clock = clock
         self.store = Store(db)
         self.staging = Registrar(self.store, objects, Claims(db, name, 5.0), clock)
         self.settling = Settler(self.store, clock, 60.0)

@@ -27,7 +27,7 @@ def gguf() -> Path:
 @pytest.fixture(scope="module")
 def bundle(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bases") / SMOLLM2_NAME
-    command = [sys.executable, "-m", "luthier_registry.gguf_import", str(gguf), str(target)]
+    command = [sys.executable, "-m", "luthier_registry.base_import", str(gguf), str(target), "--name", SMOLLM2_NAME]
     subprocess.run(command, check=True, timeout=120)
     return target
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.builders.bases import make_tiny_base
 from tests.unit.registry.test_gguf_import import write_gguf
+from tests.unit.registry.test_hf_import import make_hf_directory
 
 from luthier_common.kit.bases import fetch_base, find_base
 from luthier_common.kit.errors import TransientError
@@ -98,10 +99,63 @@ async def test_a_source_that_is_no_model_is_named_and_keeps_no_other_from_being_
     assert "LUTHIER_BASE_SOURCES" in (await make_catalogue({}, default="Nowhere").missing() or "")
 
 
+async def test_a_path_that_is_no_model_is_told_and_taken_when_it_becomes_one(
+    db: Database, make_catalogue: MakeCatalogue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "models" / "tiny"
+    catalogue = make_catalogue({"Tiny": path})
+    await catalogue.look()
+    assert await catalogue.missing() == f"source_missing: {path} does not exist where the registry runs"
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said.startswith(f"LUTHIER_BASE_SOURCES: Tiny from {path} is not a base model: source_missing: ")
+    await catalogue.look()
+    assert sum(record.levelname == "ERROR" for record in caplog.records) == 1, "it is not told at every look"
+    path.mkdir(parents=True)
+    (path / "pytorch_model.bin").write_bytes(b"x")
+    await catalogue.look()
+    assert (await catalogue.missing() or "").startswith("source_unknown: ")
+    make_hf_directory(path)
+    await catalogue.look()
+    assert await catalogue.missing() is None
+    assert await find_base(db, "tiny") is not None
+
+
+async def test_a_hugging_face_directory_is_taken_once_and_again_when_it_changes(
+    db: Database, objects: ObjectStore, make_catalogue: MakeCatalogue, tmp_path: Path
+) -> None:
+    source = make_hf_directory(tmp_path / "Tiny-Instruct")
+    await make_catalogue({"Tiny": source}).look()
+    base = await find_base(db, "Tiny")
+    assert base is not None
+    assert (base["licence"], base["source"]["file"], base["converter"]) == (
+        "apache-2.0", "Tiny-Instruct", "luthier_registry.hf_import/1",
+    )  # fmt: skip
+    assert base["revision"] == base["source"]["sha256"]
+    assert list((tmp_path / "home" / "registry").iterdir()) == []
+    fetched = await fetch_base(db, objects, "Tiny", tmp_path / "cache")
+    assert not (fetched / "model.safetensors").is_symlink()
+    assert (fetched / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    await make_catalogue({"Tiny": source}).look()
+    assert (await find_base(db, "Tiny"))["updated_at"] == base["updated_at"], "a restart takes nothing"
+    (source / "README.md").write_text("---\nlicense: mit\n---\n")
+    await make_catalogue({"Tiny": source}).look()
+    assert (await find_base(db, "Tiny"))["licence"] == "mit"
+
+
+async def test_why_a_directory_is_refused_reaches_the_reader_of_readyz(
+    make_catalogue: MakeCatalogue, tmp_path: Path
+) -> None:
+    source = make_hf_directory(tmp_path / "Tiny-Instruct")
+    (source / "tokenizer_config.json").write_text("{}")
+    catalogue = make_catalogue({"Tiny": source})
+    await catalogue.look()
+    assert (await catalogue.missing() or "").startswith("base_no_chat_template: Tiny-Instruct has no chat template")
+
+
 async def test_a_damaged_bundle_is_refused(db: Database, make_catalogue: MakeCatalogue, tmp_path: Path) -> None:
     bundle = make_tiny_base(tmp_path / "bundle")
     (bundle / "text.json").write_text("{}")
     catalogue = make_catalogue({"Tiny": bundle})
     await catalogue.look()
-    assert await catalogue.missing() == "text.json is not as bundle.json says"
+    assert await catalogue.missing() == "bundle_damaged: text.json is not as bundle.json says"
     assert await find_base(db, "Tiny") is None

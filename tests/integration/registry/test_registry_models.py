@@ -38,6 +38,7 @@ async def said(db: Database, collection: str) -> list[str]:
 
 async def finish(registry: Any, job: JobStory) -> None:
     for _ in range(8):
+        registry.clock.now_s += 5
         await registry.look()
         if (await job.doc())["phase"] == "staged":
             await job.tell(VERIFIED, op_id="1/verify")

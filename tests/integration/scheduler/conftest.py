@@ -36,7 +36,8 @@ def clock() -> HandClock:
 def make_cycle(db: Database, clock: HandClock) -> Callable[..., Cycle]:
     def make(**changes: Any) -> Cycle:
         values = {"mongo_url": "mongodb://unused", "kafka_url": "unused", "objects_url": "file:///unused"}
-        settings = SchedulerSettings(**values, internal_token=SecretStr(""), lease_ttl_s=3.0, **changes)
+        more = {"lease_ttl_s": 3.0, "retry_rest_s": 0.0} | changes
+        settings = SchedulerSettings(**values, internal_token=SecretStr(""), **more)
         return Cycle(Store(db), clock, settings)
 
     return make

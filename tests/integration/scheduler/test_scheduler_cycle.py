@@ -10,8 +10,9 @@ from pymongo.errors import ConnectionFailure
 
 from builders.jobs import JobStory, make_blob, make_spec
 from luthier_common.contract import events as f
+from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.mongo import Database, Doc
-from luthier_scheduler.cycle import Cycle
+from luthier_scheduler.cycle import MAX_REASONS, Cycle
 from luthier_scheduler.leader import Leader
 
 MakeCycle = Callable[..., Cycle]
@@ -318,3 +319,59 @@ async def test_a_job_that_cannot_be_read_holds_up_no_other(
     await cycle.run()
     assert (await good.doc())["phase"] == "placed"
     assert (await broken.doc())["phase"] == "waiting"
+
+
+async def fail_run(job: JobStory, attempt: int) -> None:
+    problem = f.Problem(code=FailureReason.INTERNAL, message="the driver is dead", retryable=True)
+    assert (await job.tell(f.RunFailed(problem=problem, retryable=True), attempt=attempt, op_id=f"{attempt}/f")).applied
+
+
+async def pass_rest(db: Database, seconds: int) -> None:
+    """As if it had been so much longer ago."""
+    ago = {"$dateSubtract": {"startDate": {"$last": "$struck.at"}, "unit": "second", "amount": seconds}}
+    await db["jobs"].update_many({}, [{"$set": {"struck": [{"$mergeObjects": [{"$last": "$struck"}, {"at": ago}]}]}}])
+
+
+async def test_a_failed_job_rests_and_goes_on_elsewhere_and_a_standby_knows_that(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    await make_cycle(retry_rest_s=15.0).run()
+    await fail_run(job, 1)
+    await free_all(db)
+    await join("node-2")
+    await make_cycle(retry_rest_s=15.0).run()
+    doc = await job.doc()
+    assert (doc["phase"], doc["queue"]["reason"]) == ("waiting", "resting")
+    assert doc["queue"]["message"] == "Attempt 1 failed; the job rests for 30 s before attempt 2."
+    await pass_rest(db, 31)
+    await make_cycle(retry_rest_s=15.0).run()
+    doc = await job.doc()
+    assert (doc["attempt"], doc["members"][0]["node"]) == (2, "node-2")
+
+
+async def test_a_node_whose_last_runs_failed_gets_no_jobs_for_a_while(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str
+) -> None:
+    await join("node-1")
+    job = await (await JobStory.created(db)).accepted()
+    failed: Doc = {"jobs": ["ftjob-a", "ftjob-b"], "at": "$$NOW"}
+    await db["nodes"].update_one({"_id": "node-1"}, [{"$set": {"struck": failed}}])
+    await make_cycle(retry_rest_s=15.0).run()
+    assert (await job.doc())["queue"]["reason"] == "nodes_rest"
+    ago = {"$dateSubtract": {"startDate": "$struck.at", "unit": "second", "amount": 31}}
+    await db["nodes"].update_one({"_id": "node-1"}, [{"$set": {"struck.at": ago}}])
+    await make_cycle(retry_rest_s=15.0).run()
+    assert (await job.doc())["phase"] == "placed"
+
+
+async def test_a_long_queue_is_told_its_reasons_over_several_cycles(db: Database, make_cycle: MakeCycle) -> None:
+    job = await (await JobStory.created(db)).accepted()
+    doc = await job.doc()
+    await db["jobs"].insert_many([doc | {"_id": f"{job.id}-{number}"} for number in range(MAX_REASONS)])
+    told: Doc = {"queue.reason": "no_nodes"}
+    await make_cycle().run()
+    assert await db["jobs"].count_documents(told) == MAX_REASONS
+    await make_cycle().run()
+    assert await db["jobs"].count_documents(told) == MAX_REASONS + 1

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from builders.bases import make_tiny_base, write_chat_file
+from builders.training_runs import Recorder, make_data, make_spec, run_here, sha256
 from luthier_trainer.checkpoints import ADAPTER_FILES, read_manifest, verify
 from luthier_trainer.protocol import (
     RUN_FILE,
@@ -22,74 +21,20 @@ from luthier_trainer.protocol import (
     Failed,
     Finished,
     Paused,
-    Progress,
     RunSpec,
     Started,
     Step,
     parse_progress,
 )
 from luthier_trainer.training.data import TrainingError
-from luthier_trainer.training.progress import ProgressWriter
-from luthier_trainer.training.sft import train
-from luthier_trainer.training.stopping import StopFlag
-from luthier_trainer.training.watchdog import Watchdog
 
 # transformers and trl warn about names that they themselves still use.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
-class Recorder(ProgressWriter):
-    """Keeps the reports, and asks to stop when one of them matches."""
-
-    def __init__(self, stop: StopFlag, stop_after_step: int | None) -> None:
-        super().__init__(os.open(os.devnull, os.O_WRONLY))
-        self.reports: list[Progress] = []
-        self._stop, self._stop_after_step = stop, stop_after_step
-
-    def put(self, report: Progress) -> None:
-        self.reports.append(report)
-        if isinstance(report, Step) and report.step == self._stop_after_step:
-            self._stop._is_set = True
-        super().put(report)
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [report for report in self.reports if isinstance(report, kind)]
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("data")
-    make_tiny_base(directory / "base")
-    write_chat_file(directory / "train.jsonl", 18)
-    write_chat_file(directory / "valid.jsonl", 5, start=100)
-    return directory
-
-
-def make_spec(data: Path, output: Path, hyperparameters: dict[str, Any] | None = None, **fields: Any) -> RunSpec:
-    wanted = {
-        "n_epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.2,
-        "context_length": 256, **(hyperparameters or {}),
-    }  # fmt: skip
-    values = {
-        "job_id": "ftjob-1", "attempt": 1, "seed": 7, "num_threads": 1, "device": "cpu", "base_dir": data / "base",
-        "train_file": data / "train.jsonl", "validation_file": data / "valid.jsonl", **fields,
-    }  # fmt: skip
-    return RunSpec.model_validate({**values, "output_dir": output, "hyperparameters": wanted})
-
-
-def run_here(spec: RunSpec, stop_after_step: int | None = None) -> tuple[Finished | Paused, Recorder]:
-    stop = StopFlag()
-    out = Recorder(stop, stop_after_step)
-    watchdog = Watchdog(120, 600, lambda: None)
-    try:
-        return train(spec, out, stop, watchdog), out
-    finally:
-        watchdog.close()
-        out.close()
-
-
-def sha256(directory: Path) -> list[str]:
-    return [hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in ADAPTER_FILES]
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ CASES: list[tuple[f.Fact, dict[str, int], list[str], str]] = [
     (f.JobCancelled(), {}, ["Fine-tuning job cancelled"], "info"),
     (f.JobFailed(problem=PROBLEM), {}, ["Fine-tuning job failed: no room"], "error"),
     (f.JobRestarted(), {"generation": 2}, ["Fine-tuning job restarted (run 2 of the job)"], "info"),
+    (f.JobDeleted(), {}, ["Fine-tuning job deleted"], "info"),
     (f.ServingSkipped(reason="no engine"), {}, ["The model is published untried: no engine"], "warn"),
 ]
 

@@ -5,11 +5,13 @@ import pytest
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, PassedOnError
 from luthier_api.idempotency import (
     FormFingerprint,
+    Retry,
     fingerprint_for,
     is_final,
     is_kept,
     is_reused,
     read_key,
+    read_retry,
     reservation_name,
 )
 
@@ -107,3 +109,19 @@ def test_every_409_tells_clients_not_to_repeat_it() -> None:
         assert ApiError(error, "x").headers == NO_RETRY
     assert PassedOnError(409, {"message": "x"}).headers == NO_RETRY
     assert ApiError(ErrorCode.TOO_LARGE, "x").headers == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "retry"),
+    [
+        ({}, None),
+        ({"x-stainless-retry-count": "0", "x-stainless-read-timeout": "600"}, None),
+        ({"x-stainless-retry-count": "2", "x-stainless-read-timeout": "60.5"}, Retry(2, 60.5)),
+        ({"x-stainless-retry-count": "1", "x-stainless-timeout": "30"}, Retry(1, 30.0)),
+        ({"x-stainless-retry-count": "1"}, Retry(1)),
+        ({"x-stainless-retry-count": "x", "x-stainless-read-timeout": "nan"}, Retry(1)),
+        ({"x-stainless-retry-count": "999", "x-stainless-read-timeout": "1e99"}, Retry(100)),
+    ],
+)
+def test_a_retry_is_what_the_clients_library_says(headers: dict[str, str], retry: Retry | None) -> None:
+    assert read_retry(headers) == retry

@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from luthier_common.contract.asyncapi import sentence_of
-from luthier_common.contract.events import FACTS, RunFailed
+from luthier_common.contract.events import DELETED, FACTS, RunFailed
 from luthier_common.contract.events import Problem as Why
 from luthier_common.contract.lifecycle import JOB, LIFECYCLES, NEW, Lifecycle, Row
 from luthier_common.contract.topics import Kind
@@ -19,10 +19,10 @@ def exits(life: Lifecycle, phase: str) -> list[Row]:
 
 
 @LIVES
-def test_every_live_phase_has_an_exit_and_a_final_one_only_a_restart(life: Lifecycle) -> None:
+def test_every_live_phase_has_an_exit_and_a_final_one_only_a_restart_or_a_deletion(life: Lifecycle) -> None:
     for phase in life.phases:
         if phase.final:
-            assert all(row.reopens for row in life.rows if phase.name in row.sources), phase.name
+            assert all(row.reopens or row.closes for row in life.rows if phase.name in row.sources), phase.name
         else:
             assert exits(life, phase.name), phase.name
 
@@ -30,7 +30,18 @@ def test_every_live_phase_has_an_exit_and_a_final_one_only_a_restart(life: Lifec
 @LIVES
 def test_only_rows_that_leave_a_final_phase_reopen(life: Lifecycle) -> None:
     for row in life.rows:
-        assert row.reopens == any(life.is_final(source) for source in row.sources)
+        assert (row.reopens or row.closes) == any(life.is_final(source) for source in row.sources)
+
+
+@LIVES
+def test_what_closes_a_life_keeps_its_phase_and_lets_nothing_follow(life: Lifecycle) -> None:
+    for row in (row for row in life.rows if row.closes):
+        assert row.target is None
+        assert all(life.is_final(source) for source in row.sources)
+        closing, again = row.fact(), [other.fact for other in life.rows if other.reopens]
+        assert closing.remembers() == {DELETED: True}
+        assert life.moves([closing]) == {source: source for source in row.sources}
+        assert [life.moves([closing, fact()]) for fact in (*again, row.fact)] == [{}] * (len(again) + 1)
 
 
 @LIVES
@@ -85,6 +96,12 @@ def test_a_job_has_the_seven_statuses() -> None:
 def test_a_user_can_cancel_a_job_from_wherever_it_lives() -> None:
     (row,) = [row for row in JOB.rows if row.fact.__name__ == "JobCancelled"]
     assert set(row.sources) == {phase.name for phase in JOB.phases if not phase.final}
+
+
+def test_a_user_can_delete_a_job_when_it_has_ended_and_not_before() -> None:
+    (row,) = [row for row in JOB.rows if row.fact.__name__ == "JobDeleted"]
+    assert row.closes
+    assert set(row.sources) == {phase.name for phase in JOB.phases if phase.final}
 
 
 def test_the_same_fact_leads_elsewhere_by_what_it_says() -> None:

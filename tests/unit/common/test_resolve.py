@@ -53,6 +53,12 @@ def test_warm_up_never_outlasts_the_run() -> None:
     assert resolved(10, n_epochs=1, warmup_ratio=0.0).warmup_steps == 0
 
 
+def test_a_run_knows_whether_a_share_or_a_number_of_steps_warms_up() -> None:
+    assert resolved(warmup_ratio=0.5).warmup_ratio == 0.5
+    assert resolved().warmup_ratio == 0.03
+    assert resolved(warmup_steps=0).warmup_ratio is None
+
+
 @pytest.mark.parametrize(
     ("asked", "of_base", "got"),
     [(None, 2048, 2048), (None, 131_072, 8192), (512, 2048, 512), (16_384, 131_072, 16_384), (4096, 2048, 2048)],

@@ -222,5 +222,31 @@ def test_the_report_counts_everything_and_keeps_the_first_findings() -> None:
     assert not report.is_complete
 
 
+def test_no_number_of_warnings_hides_a_bad_line() -> None:
+    report = check_file([line(USER, REPLY, id=1) * 1_500, b"{\n"], ONE)
+    assert not report.is_valid
+    assert (report.findings[-1].line, report.findings[-1].code) == (1_501, "invalid_json")
+    assert (len(report.findings), report.num_left_out) == (1_000, 501)
+
+
+def test_no_number_of_warnings_hides_what_is_wrong_with_their_own_line() -> None:
+    unknown = {f"key{number}": 1 for number in range(1_500)}
+    found = findings(json.dumps(unknown).encode() + b"\n", line(USER, {"role": "wizard"}, **unknown))
+    assert [(each.line, each.code) for each in found if each.severity == "error"] == [
+        (1, "missing_messages_list"),
+        (2, "unrecognized_role"),
+        (2, "example_missing_assistant_message"),
+    ]
+    assert len(found) == 40
+
+
+def test_the_path_of_a_finding_is_cut_where_it_is_very_long() -> None:
+    deep: Any = float("nan")
+    for _ in range(50):
+        deep = {"a_key_with_many_letters": deep}
+    (found,) = findings(line(USER, REPLY, metadata=deep))
+    assert (found.code, len(found.path)) == ("not_a_number", 200)
+
+
 def test_every_code_has_a_sentence() -> None:
     assert all(code.sentence.endswith(".") for code in CODES.values())

@@ -1,6 +1,7 @@
 """Random rows: right ones pass, spoilt ones fail on their own line, and both ways of reading agree."""
 
 import json
+import re
 from typing import Any
 
 import hypothesis.strategies as st
@@ -27,7 +28,7 @@ EXAMPLES = st.builds(
 SPOILERS: list[Any] = [
     lambda text: text[:-1],
     lambda text: text + "]",
-    lambda text: text.replace('"role"', '"rôle"', 1),
+    lambda text: re.sub('"role"( ?:)', r'"rôle"\1', text, count=1),
     lambda text: text.replace('"assistant"', '"helper"'),
     lambda text: text.replace('"messages"', '"messages":[{"role":"assistant","content":"x"}],"messages"', 1),
     lambda text: text.replace('"role"', '"role":"user","role"', 1),

@@ -8,6 +8,7 @@ import pytest
 from builders.bases import chat_row, make_tiny_base
 from luthier_datachecks import Limits
 from luthier_file_validator.checks import RowRule, examine
+from luthier_file_validator.verdicts import file_problem, row_problem
 from luthier_text import TextBundle, TrainRow
 
 
@@ -69,3 +70,21 @@ def test_too_few_rows_left_is_an_error(bundle: TextBundle) -> None:
     ]
     asks_for_more = examine(lines(chat_row("a", "long " * 200)), limits, bundle=bundle, rule=RowRule(64, "truncate"))
     assert asks_for_more.num_errors == 1
+
+
+def test_a_bad_line_behind_more_warnings_than_a_report_lists_makes_the_file_bad() -> None:
+    rows = [chat_row("a", "b") | {"id": number} for number in range(50)]
+    report = examine(lines(*rows, "{"), Limits(min_examples=1), max_findings=10)
+    problem = file_problem(report)
+    assert problem is not None
+    assert (problem.code, problem.line) == ("invalid_json", 51)
+    assert (len(report.findings), report.num_left_out, report.is_complete) == (10, 41, False)
+
+
+def test_a_job_whose_rows_are_all_left_out_is_rejected_however_many_there_are(bundle: TextBundle) -> None:
+    rows = [chat_row("a", "long " * 200)] * 30
+    limits = Limits(min_examples=10, file_role="Training")
+    report = examine(lines(*rows), limits, bundle=bundle, rule=RowRule(64, "drop"), max_findings=10)
+    problem = row_problem(report, "training")
+    assert problem is not None
+    assert problem.code == "invalid_n_examples"

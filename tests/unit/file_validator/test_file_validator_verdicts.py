@@ -59,6 +59,13 @@ def test_every_other_refusal_of_the_text_library_is_the_templates() -> None:
     assert problem.code == "template_refused"
 
 
+def test_an_error_that_is_not_listed_is_an_error_all_the_same() -> None:
+    report = CheckReport(num_errors=1, num_warnings=1, num_left_out=1, findings=[found("blank_line", 1, "warning")])
+    for problem in (file_problem(report), row_problem(report, "training")):
+        assert problem is not None
+        assert problem.code == "invalid_file"
+
+
 def test_a_check_that_was_ended_by_its_limits_is_a_verdict() -> None:
     problem = crash_problem(Crash.LIMITS)
     verdict = file_verdict(crash_report(problem), "key", "0" * 64, problem)

@@ -98,3 +98,34 @@ async def test_mounted_below_another_app_it_still_knows_its_addresses() -> None:
     scope = {"type": "http", "method": "GET", "root_path": "", "path": "/", "raw_path": b"/healthz"}
     await health_asgi(Health())(scope, receive, send)
     assert sent[0]["status"] == 200
+
+
+async def test_those_who_ask_at_once_share_one_look_and_a_later_one_looks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier_common.kit.health.FRESH_S", 0.2)
+    health, looks = Health(), 0
+
+    async def broker() -> str:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0.05)
+        return f"look {looks}"
+
+    health.require("broker", broker)
+    async with serve_health(health, 0) as port:
+        answers = await asyncio.gather(*(_get(port, "/readyz") for _ in range(20)))
+        assert {body["missing"]["broker"] for _, body in answers} == {"look 1"}
+        await asyncio.sleep(0.3)
+        assert (await _get(port, "/readyz"))[1]["missing"] == {"broker": "look 2"}
+
+
+async def test_whoever_gives_up_asking_spoils_nobody_elses_answer() -> None:
+    health = Health()
+
+    async def slow() -> None:
+        await asyncio.sleep(0.1)
+
+    health.require("mongo", slow)
+    impatient, patient = (asyncio.create_task(health.missing()) for _ in range(2))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    assert await patient == {}

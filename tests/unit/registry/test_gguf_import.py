@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 from safetensors.numpy import load_file
+from tests.builders.bases import TINY_TEMPLATE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from luthier_registry.base_import import main
 from luthier_registry.bundle import BundleExistsError, damaged_files, read_manifest
-from luthier_registry.gguf_import import build_tokenizer, import_gguf, main
+from luthier_registry.errors import BaseImportError
+from luthier_registry.gguf_import import build_tokenizer, import_gguf
 from luthier_registry.gguf_read import GgufImportError, Vocabulary, unpermute
 
 HEADS, KV_HEADS, WIDTH, INNER = 4, 2, 16, 24
@@ -54,7 +57,7 @@ def write_gguf(
     *,
     architecture: str = "llama",
     pre: str = "smollm",
-    template: str | None = "{{ messages }}",
+    template: str | None = TINY_TEMPLATE,
     extra: str | None = None,
 ) -> dict[str, np.ndarray]:
     writer = GGUFWriter(path, architecture)
@@ -124,7 +127,7 @@ def test_the_config_says_what_the_metadata_says(tmp_path: Path) -> None:
     text = json.loads((tmp_path / "tiny" / "text.json").read_text())
     assert text["generation_eos"] == ["<|im_end|>"]
     assert (text["pad_token"], text["context_length"]) == (None, 128)
-    assert (tmp_path / "tiny" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (tmp_path / "tiny" / "chat_template.jinja").read_text() == TINY_TEMPLATE
 
 
 def test_digits_stand_alone_before_spaces_are_joined() -> None:
@@ -167,6 +170,14 @@ def test_what_would_come_out_wrong_is_refused(tmp_path: Path, options: dict[str,
     assert not (tmp_path / "bases" / "tiny").exists()
 
 
+def test_a_template_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", template="{{ messages }}")
+    with pytest.raises(BaseImportError, match="turn_mixes_roles") as caught:
+        import_gguf(tmp_path / "tiny.gguf", tmp_path / "bases" / "tiny")
+    assert caught.value.code == "base_untrainable"
+    assert names_in(tmp_path / "bases") == set()
+
+
 def test_a_cut_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     whole = (tmp_path / "tiny.gguf").read_bytes()
@@ -187,4 +198,4 @@ def test_the_command_line_says_what_went_wrong_in_one_line(tmp_path: Path, capsy
     assert main([str(tmp_path / "bad.gguf"), str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith("gguf_unreadable: ")
     assert main([str(tmp_path / "absent.gguf"), str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err.startswith("io_error: ")
+    assert capsys.readouterr().err.startswith("source_missing: ")

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from luthier_common.contract.ids import model_id_of, model_name
+from luthier_common.contract.ids import model_id_of, model_name, result_file_id_of
 from luthier_registry.domain import (
     ArtifactCorruptError,
     Fate,
     aliases_of,
     fate_of,
     read_artifact_manifest,
-    result_file_id_of,
 )
 from luthier_registry.results import StepTable
 

@@ -1,6 +1,8 @@
 """Rows to ids for training: what is learnt, what is skipped, what refuses a run."""
 
 import json
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ import pytest
 
 from builders.bases import chat_row, make_tiny_base
 from luthier_common.contract.reasons import FailureReason
-from luthier_text import TextBundle
-from luthier_trainer.training.data import read_rows
+from luthier_text import TextBundle, TrainRow
+from luthier_trainer.training.data import TokenRows, read_rows
 from luthier_trainer.training.errors import TrainingError
 
 
@@ -25,7 +27,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_only_the_assistants_tokens_are_learnt(tmp_path: Path, text: TextBundle) -> None:
     rows = read_rows(write(tmp_path / "a", [chat_row("Where?", "Here.", "Be brief.")]), text, 256, "error")
-    learnt = [label for label in rows.labels[0] if label != -100]
+    learnt = [label for label in rows.labels(0) if label != -100]
     assert text.decode(learnt) == "Here."
     assert rows.num_trained == [len(learnt)]
     assert rows.golden[0]["row"]["messages"][-1]["content"] == "Here."
@@ -34,7 +36,7 @@ def test_only_the_assistants_tokens_are_learnt(tmp_path: Path, text: TextBundle)
 def test_rows_without_an_answer_are_skipped_but_not_all(tmp_path: Path, text: TextBundle) -> None:
     mute = {"messages": [{"role": "user", "content": "Hello"}]}
     rows = read_rows(write(tmp_path / "a", [mute, chat_row("Where?", "Here.")]), text, 256, "error")
-    assert len(rows.input_ids) == 1
+    assert len(rows) == 1
     assert rows.num_skipped == 1
     with pytest.raises(TrainingError) as caught:
         read_rows(write(tmp_path / "b", [mute]), text, 256, "error")
@@ -48,7 +50,47 @@ def test_a_long_row_refuses_the_run_or_is_cut_or_dropped(tmp_path: Path, text: T
         read_rows(path, text, 64, "error")
     assert caught.value.reason == FailureReason.ROW_TOO_LONG
     assert max(read_rows(path, text, 64, "truncate").lengths) == 64
-    assert len(read_rows(path, text, 64, "drop").input_ids) == 1
+    assert len(read_rows(path, text, 64, "drop")) == 1
+
+
+def test_rows_that_are_all_cut_can_still_be_checked_where_they_are_served(tmp_path: Path, text: TextBundle) -> None:
+    long, short = chat_row("Where?", "Here. " * 60), chat_row("Where?", "Here.")
+    cut = read_rows(write(tmp_path / "a", [long] * 5), text, 64, "truncate").golden
+    assert [(golden["max_length"], len(golden["input_ids"])) for golden in cut] == [(64, 64)] * 2
+    assert text.check_golden(json.loads(json.dumps(cut))) == []
+    cut[0]["input_ids"][7] += 1
+    assert len(text.check_golden(cut)) == 1
+    (whole,) = read_rows(write(tmp_path / "b", [long, short]), text, 64, "truncate").golden
+    assert whole["row"] == short
+    assert "max_length" not in whole
+
+
+def test_rows_keep_their_ids_and_labels_in_a_few_bytes(tmp_path: Path, text: TextBundle) -> None:
+    chats = [chat_row("Where?", "Here. " * (1 + number % 9)) for number in range(200)]
+    path = write(tmp_path / "a", chats)
+    tracemalloc.start()
+    try:
+        rows = read_rows(path, text, 256, "error")
+        rows.golden.clear()
+        num_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    for number, chat in enumerate(chats):
+        made = text.train_row(chat)
+        assert isinstance(made, TrainRow)
+        assert list(rows.input_ids(number)) == made.input_ids
+        assert list(rows.labels(number)) == made.labels
+        assert rows.lengths[number] == len(made.input_ids)
+    assert num_bytes / sum(rows.lengths) < 16
+
+
+def test_many_rows_are_put_in_order_of_length_at_once() -> None:
+    rows = TokenRows()
+    for number in range(20_000):
+        rows.append([number], [number])
+    started_s = time.process_time()
+    assert len(sorted(range(len(rows)), key=lambda row: rows.lengths[row])) == 20_000
+    assert time.process_time() - started_s < 1
 
 
 @pytest.mark.parametrize("content", ["{", "[1]\n", '{"messages": 5}\n'])

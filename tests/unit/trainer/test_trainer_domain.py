@@ -5,8 +5,20 @@ from typing import Any
 
 import pytest
 
+from luthier_common.contract import events as f
 from luthier_common.contract.reasons import FailureReason
-from luthier_trainer.domain import Claim, Verdict, claims_of, failure_of, is_ours, judge, run_failed, thin
+from luthier_trainer.domain import (
+    Claim,
+    Verdict,
+    claims_of,
+    failure_of,
+    is_ours,
+    judge,
+    run_failed,
+    tells_of_node,
+    thin,
+    was_used,
+)
 from luthier_trainer.inventory import merge_slots
 from luthier_trainer.protocol import Failed, Step
 
@@ -53,9 +65,9 @@ def test_only_a_placed_attempt_on_these_slots_is_ours() -> None:
 
 
 def test_slots_of_one_attempt_are_one_claim() -> None:
-    held = {"job": "ftjob-1", "attempt": 2, "claimed_at": NOW}
+    held = {"job": "ftjob-1", "attempt": 2, "claim": "c", "claimed_at": NOW}
     slots = [{"index": 0, "holder": held}, {"index": 1, "holder": None}, {"index": 2, "holder": held}]
-    assert claims_of(slots) == [Claim("ftjob-1", 2, (0, 2), NOW)]
+    assert claims_of(slots) == [Claim("ftjob-1", 2, (0, 2), NOW, "c")]
 
 
 def test_joining_again_keeps_what_is_held() -> None:
@@ -72,6 +84,24 @@ def test_whose_fault_it_is_says_whether_it_is_tried_again() -> None:
     told = failure_of(Failed(reason="row_too_long", message="line 3", retryable=False))
     assert (told.problem.code, told.problem.message, told.retryable) == ("row_too_long", "line 3", False)
     assert failure_of(Failed(reason="from_the_future", message="", retryable=True)).problem.code == "internal_error"
+
+
+def test_only_a_claim_that_was_placed_is_billed() -> None:
+    assert was_used(CLAIM, make_job(phase="cancelled"), "n1")
+    assert was_used(CLAIM, make_job(attempt=3), "n1"), "where attempt 2 ran is no longer said"
+    assert not was_used(CLAIM, make_job(attempt=1, phase="waiting"), "n1")
+    assert not was_used(CLAIM, make_job(members=[{"node": "n2", "slots": [0]}]), "n1")
+    assert not was_used(CLAIM, None, "n1")
+
+
+def test_a_run_tells_of_its_node_whether_it_works() -> None:
+    crashed = run_failed(FailureReason.RUN_CRASHED)
+    assert tells_of_node(crashed, has_saved=False) is False
+    assert tells_of_node(crashed, has_saved=True) is True
+    assert tells_of_node(run_failed(FailureReason.NOTHING_TO_LEARN), has_saved=False) is None
+    assert tells_of_node(crashed.model_copy(update={"preempted": True}), has_saved=False) is None
+    assert tells_of_node(f.RunPaused(step=None), has_saved=False) is None
+    assert tells_of_node(None, has_saved=False) is None
 
 
 def test_thinning_keeps_the_last_step() -> None:

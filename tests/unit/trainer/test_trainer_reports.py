@@ -28,6 +28,25 @@ time.sleep(60)
 """
 
 
+PIECES = """
+import sys, time
+from luthier_trainer.training.watchdog import Watchdog
+dog = Watchdog(stall_after_s=0.1, load_s=30, on_stall=lambda: print("stalled", flush=True))
+work, ahead, files = map(int, sys.argv[1:])
+for _ in range(5):
+    dog.beat(work)
+    time.sleep(0.05)
+if files:
+    dog.beat_before_files()
+else:
+    dog.beat(ahead)
+time.sleep(1.5)
+dog.beat()
+dog.close()
+print("done")
+"""
+
+
 def make_report(step: int) -> Progress:
     return Evaluated(step=step, valid_loss=1.0, valid_mean_token_accuracy=0.5, full=True)
 
@@ -77,6 +96,18 @@ def test_a_run_without_progress_is_aborted_with_every_stack() -> None:
     assert done.stdout == b"stalled\n"
     assert b"time.sleep" not in done.stdout
     assert b'File "<string>"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("work", "ahead", "files", "code"),
+    [(100, 8000, 0, 0), (100, 100, 0, -signal.SIGABRT), (100, 0, 1, 0), (0, 8000, 0, 0)],
+    ids=["a long row after short ones", "one like those before", "a save", "the first forward of all"],
+)
+def test_a_piece_of_work_may_take_as_long_as_its_tokens_ask(work: int, ahead: int, files: int, code: int) -> None:
+    command = [sys.executable, "-c", PIECES, str(work), str(ahead), str(files)]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert done.returncode == code
+    assert done.stdout == (b"stalled\n" if code else b"done\n")
 
 
 async def test_a_childs_endless_line_ends_the_run_and_does_not_hang_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 from openai import OpenAI
@@ -116,6 +117,17 @@ def resume(session: Session, *, job_id: str) -> None:
 def cancel(session: Session, *, job_id: str) -> None:
     """End a job."""
     session.output.thing(session.client.fine_tuning.jobs.cancel(job_id), FIELDS)
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.option("--with-model", is_flag=True, help="Delete the tuned model too; it is kept otherwise.")
+@pass_session
+def delete(session: Session, *, job_id: str, with_model: bool) -> None:
+    """Delete a job that has ended, with its checkpoints and metrics."""
+    place, asked = f"/fine_tuning/jobs/{quote(job_id, safe='')}", {"delete_model": with_model}
+    gone: Any = session.client.delete(place, options={"params": asked}, cast_to=object)
+    session.output.thing(gone, ("id", "deleted"))
 
 
 def pairs(given: Iterable[str]) -> dict[str, str]:

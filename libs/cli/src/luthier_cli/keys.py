@@ -11,7 +11,7 @@ from luthier_cli.projects import the_project
 from luthier_cli.session import Session, Verbs, pass_session
 
 COLUMNS = ("id", "name", "scopes", "created_at", "expires_at", "last_used_at")
-FIELDS = (*COLUMNS, "strict", "value")
+FIELDS = (*COLUMNS, "strict", "rate_limit", "value")
 ONCE = "This is the only time that the value is shown."
 PROJECT = click.option("--project", help="The project's id; not needed where there is only one.")
 
@@ -27,6 +27,7 @@ def keys() -> None:
 @PROJECT
 @click.option("--expires-in", type=click.IntRange(min=1), metavar="SECONDS", help="Default: never.")
 @click.option("--user", "user_id", help="Id of the user that the key belongs to.")
+@click.option("--rate-limit", type=click.IntRange(min=1), metavar="N", help="Requests a minute. Default: the server's.")
 @click.option("--strict", is_flag=True, help="For clients that parse strictly: never answer with the status paused.")
 @pass_session
 def create(
@@ -37,12 +38,14 @@ def create(
     project: str | None,
     expires_in: int | None,
     user_id: str | None,
+    rate_limit: int | None,
     strict: bool,
 ) -> None:
     """Make a key."""
     body: dict[str, Any] = {"name": name, "scopes": list(scopes)}
     body |= {"expires_in_seconds": expires_in} if expires_in else {}
     body |= {"user_id": user_id} if user_id else {}
+    body |= {"rate_limit": rate_limit} if rate_limit else {}
     body |= {"strict": True} if strict else {}
     made = _post(session.client, f"/organization/projects/{the_project(session.client, project)}/api_keys", body)
     session.output.thing(made, FIELDS)

@@ -1,9 +1,10 @@
 """The stream: chunks in, rows and findings out, in the order of the lines."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 
 from luthier_datachecks.chat import check_example, roles_of
+from luthier_datachecks.codes import CODES
 from luthier_datachecks.fast import accept
 from luthier_datachecks.findings import Finding, Limits, Problem, Row
 from luthier_datachecks.lines import split_lines
@@ -11,7 +12,6 @@ from luthier_datachecks.parse import parse_line
 
 BOM = b"\xef\xbb\xbf"
 _SNIFFED_BYTES = 8
-_MAX_PROBLEMS = 1_000
 _MAGICS = (
     (b"\x1f\x8b", "compressed_file"),
     (b"PK\x03\x04", "compressed_file"),
@@ -104,12 +104,17 @@ def _judge(line: bytes | int, number: int, offset: int, limits: Limits) -> Itera
         yield Problem("line_too_long", message=message).at(number, offset)
         return
     example, problems = parse_line(line, limits)
-    if not problems:
-        problems = list(islice(check_example(example, limits), _MAX_PROBLEMS))
-    findings = [problem.at(number, offset) for problem in problems]
-    # Errors first, so that the cap never hides that a row is unusable behind warnings.
-    yield from islice(sorted(findings, key=lambda finding: finding.severity), limits.max_findings_per_line)
-    if all(finding.severity == "warning" for finding in findings):
+    # Errors apart and first, so that no number of warnings hides that a row is unusable.
+    errors: list[Problem] = []
+    warnings: list[Problem] = []
+    for problem in problems or check_example(example, limits):
+        kept = errors if CODES[problem.code].severity == "error" else warnings
+        if len(kept) < limits.max_findings_per_line:
+            kept.append(problem)
+        elif kept is errors:
+            break
+    yield from (problem.at(number, offset) for problem in (errors + warnings)[: limits.max_findings_per_line])
+    if not errors:
         yield Row(line=number, byte_offset=offset, data=line, roles=roles_of(example))
 
 

@@ -7,6 +7,7 @@ import msgspec
 from luthier_datachecks.codes import CODES, Severity
 
 MIB = 1 << 20
+MAX_PATH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class Limits:
 class Finding(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One thing that is wrong or doubtful. `line` counts from 1 and is None for the file as a whole.
 
-    `path` is like `messages[1].role`, empty for the whole line. Nothing here repeats the content of the row.
+    `path` is like `messages[1].role`, empty for the whole line, and cut after `MAX_PATH` characters. Nothing here
+    repeats the content of the row.
     """
 
     line: int | None
@@ -60,7 +62,7 @@ class Problem:
         return Finding(
             line=line,
             byte_offset=byte_offset,
-            path=self.path,
+            path=self.path[:MAX_PATH],
             code=self.code,
             severity=code.severity,
             message=self.message or code.sentence,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import msgspec
 
 from luthier_datachecks.checker import check_lines
+from luthier_datachecks.codes import Severity
 from luthier_datachecks.findings import Finding, Limits, Row
 
 MAX_FINDINGS = 1_000
@@ -13,8 +14,9 @@ _MAX_ROLE_SHAPES = 4_096
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file is. `findings` holds the first ones only; the counts are exact.
+    """What a file is. `findings` holds the first errors, and the first warnings where errors leave room.
 
+    The counts hold what is left out too; of one line at most `Limits.max_findings_per_line` are ever counted.
     `num_lines` is the last line that held anything; `num_examples` counts the rows that can be trained on and
     `roles` their messages.
     """
@@ -34,9 +36,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_errors == 0
 
     @property
+    def num_left_out(self) -> int:
+        """Errors and warnings that `findings` does not hold."""
+        return self.num_errors + self.num_warnings - len(self.findings)
+
+    @property
     def is_complete(self) -> bool:
         """Whether `findings` holds every finding."""
-        return len(self.findings) == self.num_errors + self.num_warnings
+        return self.num_left_out == 0
 
 
 class ReportBuilder:
@@ -44,7 +51,8 @@ class ReportBuilder:
 
     def __init__(self, max_findings: int = MAX_FINDINGS) -> None:
         self._max_findings = max_findings
-        self._findings: list[Finding] = []
+        # Apart, so that no number of warnings hides an error.
+        self._kept: dict[Severity, list[Finding]] = {"error": [], "warning": []}
         self._counts: Counter[str] = Counter()
         self._severities: Counter[str] = Counter()
         self._shapes: dict[tuple[str, ...], int] = {}
@@ -72,12 +80,15 @@ class ReportBuilder:
             if finding.severity == "error" and finding.line != self._last_bad_line:
                 self._num_bad_lines += 1
                 self._last_bad_line = finding.line
-        if len(self._findings) < self._max_findings:
-            self._findings.append(finding)
+        kept = self._kept[finding.severity]
+        if len(kept) < self._max_findings:
+            kept.append(finding)
 
     def build(self) -> Report:
         """The report of everything so far."""
         self._fold_shapes()
+        errors, warnings = self._kept["error"], self._kept["warning"]
+        shown = errors + warnings[: self._max_findings - len(errors)]
         return Report(
             num_lines=self._last_line,
             num_examples=self._num_examples,
@@ -86,7 +97,7 @@ class ReportBuilder:
             num_bad_lines=self._num_bad_lines,
             counts=dict(sorted(self._counts.items())),
             roles=dict(sorted(self._roles.items())),
-            findings=list(self._findings),
+            findings=sorted(shown, key=_place),
         )
 
     def _fold_shapes(self) -> None:
@@ -94,6 +105,11 @@ class ReportBuilder:
             for role in shape:
                 self._roles[role] += num_rows
         self._shapes.clear()
+
+
+def _place(finding: Finding) -> tuple[bool, int]:
+    """What is said of the file as a whole comes last."""
+    return finding.line is None, finding.line or 0
 
 
 def check_file(chunks: Iterable[bytes], limits: Limits | None = None) -> Report:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from luthier_text.config import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextConfig
 from luthier_text.encoder import Encoder, Encoding
 from luthier_text.errors import Refused, TextError
-from luthier_text.guard import ControlTokens, is_control, pick_mark
+from luthier_text.guard import ControlTokens, is_control, mark_calls, pick_mark
 from luthier_text.labels import IGNORED_LABEL, TrainRow, first_difference, label_tokens
 from luthier_text.messages import (
     Message,
@@ -117,8 +118,15 @@ class TextBundle:
     def prompt_ids(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """Ids of a chat up to the place where the assistant begins to speak; raises `TextError`."""
-        return self._encode(self._prepare(messages, tools, True)).ids
+        """Ids of a chat up to the place where the assistant begins to speak; raises `TextError`.
+
+        A text of more characters than the longest tokens could say within the context is refused unread.
+        """
+        prepared = self._prepare(messages, tools, True, self.context_length * self._encoder.longest_token)
+        # A control token that must be text takes a look of its own, and more ids than this.
+        if prepared.breaks and len(self._encoder.encode(prepared.text).ids) > self.context_length:
+            raise self._too_long(prepared.text)
+        return self._encode(prepared).ids
 
     def train_row(
         self, row: Mapping[str, Any], max_length: int | None = None, on_overlength: OnOverlength = "error"
@@ -157,10 +165,14 @@ class TextBundle:
         return golden
 
     def check_golden(self, golden: Sequence[Mapping[str, Any]]) -> list[str]:
-        """How this bundle's ids and labels differ from golden rows; empty when they are equal. Holds no text."""
+        """How this bundle's ids and labels differ from golden rows; empty when they are equal. Holds no text.
+
+        A golden row with a `max_length` was cut to so many tokens.
+        """
         differences = []
         for number, entry in enumerate(golden):
-            made = self.train_row(entry["row"])
+            max_length = entry.get("max_length")
+            made = self.train_row(entry["row"], max_length, "error" if max_length is None else "truncate")
             if isinstance(made, Refused):
                 differences.append(f"golden row {number}: refused with {made.code}")
                 continue
@@ -196,13 +208,13 @@ class TextBundle:
             return Refused("nothing_to_learn", "the row has no token of the assistant to learn")
         return TrainRow(ids, labels, num_trained, tuple(warnings))
 
-    def _prepare(self, messages: object, tools: object, add_generation_prompt: bool) -> _Prepared:
+    def _prepare(self, messages: object, tools: object, prompt: bool, max_characters: int | None = None) -> _Prepared:
         try:
-            return self._prepare_checked(messages, tools, add_generation_prompt)
+            return self._prepare_checked(messages, tools, prompt, max_characters)
         except RecursionError as error:
             raise TextError("bad_messages", "messages or tools are nested too deeply") from error
 
-    def _prepare_checked(self, messages: object, tools: object, add_generation_prompt: bool) -> _Prepared:
+    def _prepare_checked(self, messages: object, tools: object, prompt: bool, max_characters: int | None) -> _Prepared:
         checked = plain(check_tools(tools))
         ready = template_messages(normalize_messages(messages))
         texts = [*strings(ready), *strings(checked)]
@@ -211,24 +223,39 @@ class TextBundle:
                 text.encode()
         except UnicodeEncodeError as error:
             raise TextError("lone_surrogate", "a text holds half of a surrogate pair") from error
-        rendered = self._template.render(ready, checked, add_generation_prompt, {})
-        if checked is not None and self._is_same_text(ready, None, add_generation_prompt, rendered):
+        rendered = self._template.render(ready, checked, prompt, {})
+        if max_characters is not None and len(rendered) > max_characters:
+            raise self._too_long(rendered)
+        mark = pick_mark([*texts, rendered])
+        if checked is not None and self._template.prints(rendered, ready, None, prompt):
             raise TextError("tools_not_rendered", "the chat template does not print the tools")
-        for index, message in enumerate(ready):
-            if message.get("tool_calls"):
-                without = {key: value for key, value in message.items() if key != "tool_calls"}
-                if self._is_same_text(
-                    [*ready[:index], without, *ready[index + 1 :]], checked, add_generation_prompt, rendered
-                ):
-                    raise TextError("tool_calls_not_rendered", "the chat template does not print the tool calls")
-        breaks = self._find_breaks(ready, checked, add_generation_prompt, rendered, texts)
+        self._check_calls(ready, checked, prompt, rendered, mark)
+        breaks = self._find_breaks(ready, checked, prompt, rendered, mark)
         return _Prepared(ready, checked, rendered, breaks)
 
+    def _check_calls(
+        self, messages: list[Message], tools: list[Any] | None, prompt: bool, rendered: str, mark: str
+    ) -> None:
+        """Refuse when the template leaves out the tool calls of a message."""
+        if not (called := [index for index, message in enumerate(messages) if message.get("tool_calls")]):
+            return
+        try:
+            marked = self._template.render(mark_calls(messages, mark), tools, prompt, {})
+        except TextError:
+            marked = ""
+        printed = set(marked.split(mark)[1::2])
+        for index in called:
+            # Not every template prints the names: where no mark is seen, the text without the calls tells.
+            if str(index) not in printed:
+                without = {key: value for key, value in messages[index].items() if key != "tool_calls"}
+                others = [*messages[:index], without, *messages[index + 1 :]]
+                if self._template.prints(rendered, others, tools, prompt):
+                    raise TextError("tool_calls_not_rendered", "the chat template does not print the tool calls")
+
     def _find_breaks(
-        self, messages: list[Message], tools: list[Any] | None, prompt: bool, rendered: str, texts: list[str]
+        self, messages: list[Message], tools: list[Any] | None, prompt: bool, rendered: str, mark: str
     ) -> list[int]:
         """Places in the rendered text that are inside users' text which looks like a control token."""
-        mark = pick_mark([*texts, rendered])
         marked_messages = self._control.mark_messages(messages, mark)
         marked_tools = self._control.mark_tools(tools, mark)
         if marked_messages == messages and marked_tools == tools:
@@ -241,18 +268,15 @@ class TextBundle:
             ) from error
         pieces = marked.split(mark)
         if "".join(pieces) == rendered:
-            ends = [len(piece) for piece in pieces[:-1]]
-            return [sum(ends[: number + 1]) for number in range(len(ends))]
+            return list(accumulate(len(piece) for piece in pieces[:-1]))
         # The template looked at what was marked. Equal control ids with and without marks: nothing was forged.
         if self._control_sequence(marked) != self._control_sequence(rendered):
             raise TextError("control_token_in_text", "a text holds a control token that cannot be told apart")
         return []
 
-    def _is_same_text(self, messages: list[Message], tools: list[Any] | None, prompt: bool, rendered: str) -> bool:
-        try:
-            return self._template.render(messages, tools, prompt, {}) == rendered
-        except TextError:
-            return False
+    def _too_long(self, text: str) -> TextError:
+        most = f"This model's maximum context length is {self.context_length} tokens"
+        return TextError("context_length_exceeded", f"{most}, the messages have more: {len(text)} characters.")
 
     def _control_sequence(self, text: str) -> list[int]:
         return [id_ for id_ in self._encoder.encode(text).ids if id_ in self._control_ids]

@@ -1,6 +1,7 @@
 """Text to ids with exact character offsets, and without control ids where they are forbidden."""
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ class Encoder:
         # SentencePiece adds a space at the start of a text, but not inside: there we encode after one of these.
         openers = {text: self.tokenizer.encode(text, add_special_tokens=False).ids for text in ("\n", "a", "0", ".")}
         inside = self.tokenizer.encode("\na", add_special_tokens=False).ids
+        self.longest_token = max(map(len, self.tokenizer.get_vocab()), default=1)
+        """In characters."""
         self._openers = openers if inside != openers["\n"] + openers["a"] else {}
         self._lost_bytes = self._find_lost_bytes() if self.is_byte_level else b""
 
@@ -60,7 +63,7 @@ class Encoder:
         return len(data.translate(None, self._lost_bytes)) != len(data)
 
     def encode(self, text: str, breaks: Sequence[int] = (), control_ids: Collection[int] = ()) -> Encoding:
-        """Ids of a text; a control token that would span a place in `breaks` is encoded as plain text."""
+        """Ids of a text; a control token that would span a place in `breaks`, sorted, is encoded as plain text."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         waiting = [(0, len(text), False)]
@@ -70,7 +73,7 @@ class Encoder:
                 found = self._encode_plain(text[start:end], start > 0, control_ids)
             else:
                 found = self._encode_piece(self.tokenizer, text[start:end], start > 0)
-                inside = [place - start for place in breaks if start < place < end]
+                inside = [place - start for place in breaks[bisect_right(breaks, start) : bisect_left(breaks, end)]]
                 if forged := _forged_spans(text[start:end], found, inside, control_ids):
                     waiting.extend(reversed(_split(start, end, forged)))
                     continue
@@ -81,13 +84,13 @@ class Encoder:
     def _encode_plain(self, text: str, is_inside: bool, control_ids: Collection[int]) -> Encoding:
         """Ids of a control token's characters, as if it were any other text."""
         found = self._encode_piece(self._without_added, text, is_inside)
-        if not set(control_ids).isdisjoint(found.ids):
+        if not set(found.ids).isdisjoint(control_ids):
             half = len(text) // 2
             left = self._encode_piece(self._without_added, text[:half], is_inside)
             right = self._encode_piece(self._without_added, text[half:], True)
             moved = [(start + half, end + half) for start, end in right.offsets]
             found = Encoding(left.ids + right.ids, left.offsets + moved)
-        if not set(control_ids).isdisjoint(found.ids):
+        if not set(found.ids).isdisjoint(control_ids):
             raise TextError("control_token_in_text", "the tokenizer makes a control token out of plain text")
         return found
 
@@ -115,7 +118,8 @@ def _forged_spans(
             continue
         # Added tokens may swallow the spaces around them.
         start, end = last - len(text[first:last].lstrip()), first + len(text[first:last].rstrip())
-        if any(start < place < end for place in breaks):
+        following = bisect_right(breaks, start)
+        if following < len(breaks) and breaks[following] < end:
             spans.append((start, end))
     return spans
 

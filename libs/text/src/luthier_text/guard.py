@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
+from luthier_text.errors import TextError
 from luthier_text.messages import TRAINED_ROLE, Message
 
-# Plane 16 is for private use: whatever a row holds, some of these characters are not in it.
+# Plane 16 is for private use: hardly any text holds one of these characters, and none that is meant holds all.
 _PRIVATE = range(0x100000, 0x10FFFE)
 # Added tokens of this shape are control tokens even where the tokenizer does not call them special and the template
 # builds them from pieces.
@@ -15,12 +17,12 @@ _CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>")
 
 
 def pick_mark(texts: Sequence[str], skip: str = "") -> str:
-    """A private character that occurs in none of the texts."""
-    for code in _PRIVATE:
-        mark = chr(code)
-        if mark not in skip and not any(mark in text for text in texts):
+    """A private character that occurs in none of the texts; raises `TextError` when they hold all of them."""
+    used = set(skip).union(*texts)
+    for mark in map(chr, _PRIVATE):
+        if mark not in used:
             return mark
-    raise AssertionError("a text that holds every private character")
+    raise TextError("bad_messages", "the texts hold every character that is for private use")
 
 
 def is_control(content: str, special: bool, template_literals: str) -> bool:
@@ -84,9 +86,21 @@ class _Patterns:
             places.add(end)
         if any(text[start : start + size] in self._tails for size in sizes):
             places.add(start)
-        for place in sorted(places, reverse=True):
-            text = text[:place] + mark + text[place:]
-        return text
+        return mark.join(text[left:right] for left, right in pairwise([0, *sorted(places), len(text)]))
+
+
+def mark_calls(messages: Sequence[Message], mark: str) -> list[Message]:
+    """The messages with their number, between two marks, behind the names of the functions that they call."""
+    return [
+        {**message, "tool_calls": [_mark_call(call, f"{mark}{index}{mark}") for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for index, message in enumerate(messages)
+    ]
+
+
+def _mark_call(call: Message, end: str) -> Message:
+    return {**call, "function": {**call["function"], "name": call["function"]["name"] + end}}
 
 
 def mark_middles(messages: Sequence[Message], mark: str) -> list[Message]:

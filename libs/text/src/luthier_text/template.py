@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -140,15 +141,18 @@ class Tracked:
 
     def turn(self, index: int) -> list[tuple[int, int]]:
         """Where the turn of a message is printed, in one piece or in several."""
-        spans: list[tuple[int, int]] = []
+        return [span for span in self._turns.get(index, []) if self.text[span[0] : span[1]].strip()]
+
+    @cached_property
+    def _turns(self) -> dict[int | None, list[tuple[int, int]]]:
+        turns: dict[int | None, list[tuple[int, int]]] = {}
         for owner, start, end in self.pieces:
-            if owner != index:
-                continue
+            spans = turns.setdefault(owner, [])
             if spans and spans[-1][1] == start:
                 spans[-1] = (spans[-1][0], end)
             else:
                 spans.append((start, end))
-        return [span for span in spans if self.text[span[0] : span[1]].strip()]
+        return turns
 
 
 class ChatTemplate:
@@ -178,6 +182,13 @@ class ChatTemplate:
     ) -> str:
         """What transformers prints for the same messages."""
         return self._render(self._plain, messages, tools, add_generation_prompt, variables)
+
+    def prints(self, text: str, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> bool:
+        """Whether the template prints exactly this text for the messages."""
+        try:
+            return self.render(messages, tools, add_generation_prompt, {}) == text
+        except TextError:
+            return False
 
     def render_tracked(
         self,

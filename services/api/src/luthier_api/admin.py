@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument("--name", default="operator")
     key.add_argument("--scope", action="append", choices=[str(scope) for scope in Scope], help="default: admin")
     key.add_argument("--expires-in", type=int, metavar="SECONDS")
+    key.add_argument("--rate-limit", type=_at_least_one, metavar="N", help="requests a minute; default: the api's")
     listed = keys.add_parser("list", help="list the keys that are not revoked")
     listed.add_argument("--project")
     keys.add_parser("revoke", help="revoke a key").add_argument("key_id")
@@ -85,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in _BACKUP_VERBS.items():
         backup.add_parser(verb, help=text).add_argument("folder", type=Path)
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
 
 
 async def _run(settings: ApiSettings, asked: argparse.Namespace) -> None:
@@ -131,7 +138,15 @@ async def create_key(db: Database, ring: KeyRing, asked: argparse.Namespace) -> 
     if project is None or project.get("archived_at"):
         raise OperatorError(f"there is no active project {asked.project}")
     scopes = frozenset(asked.scope or [str(Scope.ADMIN)])
-    grant = Grant(asked.name, scopes, project["org"], project["_id"], asked.expires_in, created_by="operator")
+    grant = Grant(
+        name=asked.name,
+        scopes=scopes,
+        org=project["org"],
+        project=project["_id"],
+        expires_in_s=asked.expires_in,
+        rate_limit=asked.rate_limit,
+        created_by="operator",
+    )
     issued = await ring.issue(grant)
     _tell(f"id   {KEY_PREFIX}{issued.row['_id']}", f"key  {issued.value}")
 

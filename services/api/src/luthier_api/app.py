@@ -30,6 +30,8 @@ async def readyz(health: NamedDependency[Health]) -> Response[dict[str, Any]]:
     return Response(status, status_code=503 if missing else 200)
 
 
+FORM_BYTES = 1024 * 1024
+"""What a form may hold beside its file."""
 AZURE_VERSIONS = ("v1", "latest", "preview")
 """What clients that are set up for Azure's v1 address may send as `api-version`: all mean the same here."""
 
@@ -42,7 +44,7 @@ def mount(path: str, dialect: DialectName, *, is_described: bool = True, api_ver
 
 def build_app(process: Process) -> Litestar:
     """The application over what the process has open."""
-    around = process.around
+    around, settings = process.around, process.settings
     app = Litestar(
         route_handlers=[
             mount("/v1", "openai"),
@@ -59,14 +61,20 @@ def build_app(process: Process) -> Litestar:
             Tracing(),
             Auditing(around.audit_log, around.refused),
             Authentication(process.keys, around.failed),
-            RateLimits(around.windows, process.settings.requests_per_minute),
-            Idempotency(around.reservations, around.connections, process.clock),
+            RateLimits(around.windows, settings.requests_per_minute),
+            Idempotency(
+                around.reservations,
+                around.connections,
+                process.clock,
+                most_bytes=max(settings.max_file_bytes, settings.max_part_bytes) + FORM_BYTES,
+                within_s=settings.upload_timeout_s,
+            ),
         ],
         guards=[check_scope, check_query],
         before_send=[add_request_id, add_rate_headers],
         exception_handlers=handlers(),
         openapi_config=openapi_config(),
-        request_max_body_size=process.settings.max_json_bytes,
+        request_max_body_size=settings.max_json_bytes,
         logging_config=None,
         debug=False,
     )

@@ -10,6 +10,7 @@ from luthier_api.deps import Process
 from luthier_api.observer import Observer
 from luthier_api.services.uploads import make_file
 from luthier_api.store import END_OF_FILE, PlatformStore, release_bytes
+from luthier_api.store.deletion import find_unreleased_jobs, let_go
 from luthier_api.store.uploads import expire_uploads, find_due_uploads, let_parts_go
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import FileDeleted
@@ -73,6 +74,8 @@ async def sweep(process: Process, instance: str) -> None:
         await failpoint("sweep.after_file")
     for file_id in await store.find_unreleased_files(MAX_SWEPT):
         await release_bytes(db, file_id)
+    for job in await find_unreleased_jobs(db):
+        await let_go(db, job, ACTOR)
     await expire_uploads(db)
     await failpoint("sweep.after_uploads")
     for upload in await find_due_uploads(db, MAX_SWEPT):

@@ -9,13 +9,15 @@ from typing import Any
 from litestar import Request
 from litestar.di import NamedDependency, Provide
 
-from luthier_api.around.idempotency import CORE, REPEAT
+from luthier_api.around.idempotency import CORE, DONE_BEFORE, REPEAT
 from luthier_api.around.process import Around
 from luthier_api.domain import DialectName, Principal, Scope, View
+from luthier_api.idempotency import read_retry
 from luthier_api.keys import KeyRing
 from luthier_api.middleware import key_of, request_id_of
 from luthier_api.services.api_keys import KeyService
 from luthier_api.services.creation import JobCreation, Sent
+from luthier_api.services.deletion import JobDeletion
 from luthier_api.services.engines import Engines
 from luthier_api.services.events import EventService
 from luthier_api.services.files import FileService
@@ -23,7 +25,7 @@ from luthier_api.services.follow import Followers, FollowService
 from luthier_api.services.jobs import JobService
 from luthier_api.services.models import ModelService
 from luthier_api.services.permissions import PermissionService
-from luthier_api.services.responses import ResponseService
+from luthier_api.services.responses import Again, ResponseService
 from luthier_api.services.tenancy import TenancyService
 from luthier_api.services.uploads import UploadService
 from luthier_api.services.validation import ValidationService
@@ -34,6 +36,7 @@ from luthier_api.store.capacity import CapacityStore
 from luthier_api.store.events import Heads
 from luthier_api.store.responses import ResponseStore
 from luthier_api.store.tenancy import Directory
+from luthier_api.turns import Turns
 from luthier_api.upload import Upload
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.generation import GenerationClient
@@ -43,7 +46,6 @@ from luthier_common.kit.objects import ObjectStore
 
 DIALECT = "dialect"
 STRICT_HEADER = "x-luthier-strict"
-RETRY_HEADER = "x-stainless-retry-count"
 AnyRequest = Request[Principal, Any, Any]
 
 
@@ -127,23 +129,30 @@ def _models(process: Process) -> dict[str, Callable[..., Any]]:
         repository = Repository(process.db, request.user, request_id_of(request.scope))
         return PermissionService(repository, models(request), process.clock)
 
-    return {"models": models, "permissions": permissions}
+    def deletion(request: AnyRequest, jobs: NamedDependency[JobService]) -> JobDeletion:
+        repository = Repository(process.db, request.user, request_id_of(request.scope))
+        return JobDeletion(repository, jobs, models(request))
+
+    return {"models": models, "permissions": permissions, "deletion": deletion}
 
 
 def _inference(process: Process) -> dict[str, Callable[..., Any]]:
     """The services that let models answer."""
     settings, db = process.settings, process.db
-    engines = Engines(PlatformStore(db, node_ttl_s=settings.node_ttl_s), process.generation)
+    platform, turns = PlatformStore(db, node_ttl_s=settings.node_ttl_s), Turns(settings.max_generations)
 
-    def serving() -> Engines:
-        return engines
+    def engines(request: AnyRequest) -> Engines:
+        return Engines(platform, process.generation, turns, request.user.key_id)
 
     def responses(request: AnyRequest) -> ResponseService:
         repository = Repository(db, request.user, request_id_of(request.scope))
         store, models = ResponseStore(repository), ModelService(repository, db)
-        return ResponseService(store, models, engines, process.clock, settings.response_keep_s)
+        again = Again(request.scope["state"].get(CORE), is_done=DONE_BEFORE in request.scope["state"])
+        return ResponseService(
+            store, models, engines(request), process.clock, keep_s=settings.response_keep_s, again=again
+        )
 
-    return {"engines": serving, "responses": responses}
+    return {"engines": engines, "responses": responses}
 
 
 def _creation(process: Process) -> dict[str, Callable[..., Any]]:
@@ -161,8 +170,7 @@ def _creation(process: Process) -> dict[str, Callable[..., Any]]:
 
     async def sent(request: AnyRequest) -> Sent:
         body = await request.body()
-        is_repeat = request.headers.get(RETRY_HEADER, "0") not in ("", "0")
-        repeat = around.repeats.begin(request.user, request.scope["path"], body, is_repeat=is_repeat)
+        repeat = around.repeats.begin(request.user, request.scope["path"], body, read_retry(request.headers))
         request.scope["state"][REPEAT] = repeat
         return Sent(request.scope["state"].get(CORE), repeat)
 

@@ -78,6 +78,12 @@ class ErrorCode(Enum):
     UNKNOWN_URL = "unknown_url", 404, "invalid_request_error", "There is no such address."
     NOT_FOUND = "not_found", 404, "invalid_request_error", "There is no such thing in this project."
     MODEL_NOT_FOUND = "model_not_found", 404, "invalid_request_error", "There is no such model in this project."
+    MODEL_FILES_MISSING = (
+        "model_files_missing",
+        404,
+        "invalid_request_error",
+        "The model is known, but its files are not in the object store any more.",
+    )
     CHECKPOINT_GONE = "checkpoint_gone", 404, "invalid_request_error", "The checkpoint's files have been removed."
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "invalid_request_error", "The address does not take this method."
     UPLOAD_TIMEOUT = "upload_timeout", 408, "invalid_request_error", "The body took longer than an upload may take."
@@ -95,7 +101,7 @@ class ErrorCode(Enum):
         "idempotency_answer_not_kept",
         409,
         "invalid_request_error",
-        "The request was done before; its answer held a secret and was not kept.",
+        "The request was done before; its answer held a secret or what a model said, and is not kept.",
     )
     TOO_LARGE = "request_too_large", 413, "invalid_request_error", "The body or the file is larger than allowed."
     RATE_LIMIT_EXCEEDED = (
@@ -116,9 +122,23 @@ class ErrorCode(Enum):
         "rate_limit_error",
         "So many jobs of the project wait already; come again when one has started.",
     )
+    TOO_MANY_GENERATIONS = (
+        "too_many_generations",
+        429,
+        "rate_limit_error",
+        "As many answers are made for the API key as it may have at a time; come again when one has ended.",
+    )
+    TOO_MANY_GRADINGS = (
+        "too_many_gradings",
+        429,
+        "rate_limit_error",
+        "A grader of the project runs, or too many of others wait; come again when it has ended.",
+    )
     TOO_MANY_STREAMS = "too_many_streams", 429, "rate_limit_error", "The API key follows as many jobs as it may."
     INTERNAL = "internal_error", 500, "server_error", "A fault of the platform; the logs hold it under the request id."
     UNAVAILABLE = "unavailable", 503, "server_error", "A server that the API needs did not answer; try again."
+    STORAGE_FULL = "storage_full", 503, "server_error", "The disk for files is full; the operator must make room."
+    GRADING_TIMEOUT = "grading_timeout", 503, "server_error", "The grader took longer than one may take here."
     ENGINE_UNAVAILABLE = "engine_unavailable", 503, "server_error", "No engine can answer for this model now."
 
 

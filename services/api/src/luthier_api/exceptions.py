@@ -1,5 +1,6 @@
 """Every error as the envelope that clients know, mapped in one place."""
 
+import errno
 import logging
 import re
 from typing import Any
@@ -8,6 +9,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import ExceptionHandlersMap
 
+from luthier_api.around.idempotency import is_gone
 from luthier_api.errors import ApiError, ErrorCode, PassedOnError
 from luthier_api.middleware import request_id_of
 from luthier_common.kit.errors import TransientError
@@ -39,6 +41,7 @@ def handlers() -> ExceptionHandlersMap:
         HTTPException: _http,
         RecursionError: _not_json,
         UnicodeDecodeError: _not_json,
+        OSError: _disk,
         Exception: _internal,
     }
     away: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
@@ -75,6 +78,9 @@ def invalid(error: ValidationException) -> ApiError:
 
 
 def _http(request: AnyRequest, error: HTTPException) -> Response[Any]:
+    if error.status_code >= 500 and is_gone(request.receive):
+        log.info("a client hung up", extra={"request_id": request_id_of(request.scope)})
+        return _known(request, ApiError(ErrorCode.INVALID_REQUEST, "The client hung up."))
     if error.status_code >= 500:
         return _internal(request, error)
     known = _BY_STATUS.get(error.status_code)
@@ -95,6 +101,13 @@ def _not_json(request: AnyRequest, _error: Exception) -> Response[Any]:
 def _unavailable(request: AnyRequest, error: Exception) -> Response[Any]:
     log.warning("a server is away: %s", type(error).__name__, extra={"request_id": request_id_of(request.scope)})
     return _known(request, ApiError(ErrorCode.UNAVAILABLE, "A server did not answer; try again."))
+
+
+def _disk(request: AnyRequest, error: OSError) -> Response[Any]:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return _internal(request, error)
+    log.error("the disk is full", extra={"request_id": request_id_of(request.scope)})
+    return _known(request, ApiError(ErrorCode.STORAGE_FULL, ErrorCode.STORAGE_FULL.sentence))
 
 
 def _internal(request: AnyRequest, error: Exception) -> Response[Any]:

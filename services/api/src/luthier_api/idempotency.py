@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from multipart import (  # type: ignore[import-untyped]
@@ -21,6 +23,8 @@ NOT_FINAL = frozenset({401, 403, 408, 409, 425, 429})
 """Refusals that may be otherwise a moment later; nothing was done, so the repetition is tried anew."""
 SECRET_MARK = b"sk-lut-"
 JSON_TYPE = b"application/json"
+MAX_RETRIES = 100
+DAY_S = 86_400.0
 
 
 class Fingerprint(Protocol):
@@ -109,6 +113,26 @@ def reservation_name(owner: Sequence[str | None], route: str, key: str) -> str:
     return hashlib.sha256(repr((*owner, route, key)).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A client's library says that it repeats a request: how often it has, and how long it waits for an answer."""
+
+    number: int
+    patience_s: float = DAY_S
+
+
+def read_retry(headers: Mapping[str, str]) -> Retry | None:
+    """What the clients made by Stainless say of themselves; None of a first sending."""
+    count = headers.get("x-stainless-retry-count") or "0"
+    if count == "0":
+        return None
+    patience_s = DAY_S
+    with suppress(ValueError):
+        patience_s = float(headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout") or DAY_S)
+    number = int(count) if count.isdecimal() and len(count) < 5 else 1
+    return Retry(min(number, MAX_RETRIES), patience_s if 1 <= patience_s <= DAY_S else DAY_S)
+
+
 def is_final(status: int) -> bool:
     """Whether a repetition gets this answer again, rather than being tried anew."""
     return status < 500 and status not in NOT_FINAL
@@ -118,6 +142,12 @@ def is_kept(headers: Mapping[bytes, bytes], body: bytes) -> bool:
     """Whether the answer can be kept: small, JSON, and without an API key in it."""
     is_json = headers.get(b"content-type", b"").partition(b";")[0].strip() == JSON_TYPE
     return is_json and len(body) <= MAX_KEPT_BYTES and SECRET_MARK not in body
+
+
+def not_kept() -> ApiError:
+    """The answer to a repetition whose first answer is not there any more."""
+    code = ErrorCode.IDEMPOTENCY_NOT_KEPT
+    return ApiError(code, code.sentence, param="Idempotency-Key")
 
 
 def is_reused(known: str | None, sent: str | None) -> bool:

@@ -45,6 +45,7 @@ class Grant:
     user: str | None = None
     service_account: str | None = None
     is_strict: bool = False
+    rate_limit: int | None = None
     created_by: str | None = None
 
 
@@ -128,6 +129,7 @@ class KeyRing:
             "owner": grant.user or grant.service_account or f"key-{key_id}",
             "scopes": sorted(grant.scopes),
             "is_strict": grant.is_strict,
+            "rate_limit": grant.rate_limit,
             "created_by": grant.created_by,
             "revoked": False,
             "last_used_at": None,
@@ -148,7 +150,7 @@ class KeyRing:
         value = _value(key_id)
         kept = {"digest": "$digest", "until": _after(keep_old_s)} if keep_old_s else None
         row = await self._db[COLLECTION].find_one_and_update(
-            {**match, "_id": key_id, "revoked": False, **_has_not_expired()},
+            {**match, "_id": key_id, "revoked": False, **_HAS_NOT_EXPIRED},
             [{"$set": {"previous": kept, "digest": {"$literal": self.digest(value)}, "rotated_at": "$$NOW"}}],
             return_document=AFTER,
         )
@@ -166,7 +168,7 @@ class KeyRing:
 
     async def _look_up(self, key_id: str, digest: bytes) -> _Known:
         until_s = time.monotonic() + self._cache_s
-        valid = {"_id": key_id, "revoked": False, **_has_not_expired()}
+        valid = {"_id": key_id, "revoked": False, **_HAS_NOT_EXPIRED}
         rows = await self._db[COLLECTION].aggregate([{"$match": valid}, *_JOINED]).to_list(1)
         left_s = self._accepted_for_s(rows[0], digest) if rows else 0.0
         if left_s <= 0 or rows[0]["is_archived"] or rows[0]["is_orphan"]:
@@ -211,6 +213,7 @@ class KeyRing:
             log.warning("the use of a key was not noted: %s", type(error).__name__, extra={"key_id": key_id})
 
 
+_HAS_NOT_EXPIRED: Doc = {"$or": [{"expires_at": None}, {"$expr": {"$gt": ["$expires_at", "$$NOW"]}}]}
 _IS_READER: Doc = {"$and": [{"$gt": ["$user", None]}, {"$ne": ["$user_role", "owner"]}]}
 _JOINED: list[Doc] = [
     {"$lookup": {"from": "orgs", "localField": "org", "foreignField": "_id", "as": "orgs"}},
@@ -254,10 +257,6 @@ def _value(key_id: str) -> str:
 def _after(seconds: int | None) -> Doc | None:
     """So many seconds from now in database time; None: never."""
     return None if seconds is None else {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": seconds}}
-
-
-def _has_not_expired() -> Doc:
-    return {"$or": [{"expires_at": None}, {"$expr": {"$gt": ["$expires_at", "$$NOW"]}}]}
 
 
 def read_pepper(home: Path) -> bytes:

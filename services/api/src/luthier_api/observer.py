@@ -56,11 +56,11 @@ class Observer:
         await self._look_at_nodes()
         present = await self._census.count_rooms()
         _rooms.replace((present.get(room, 0), {"room": room}) for room in ROOMS)
-        if self._round % SIZES_EVERY == 0:
+        self._round += 1
+        if self._round % SIZES_EVERY == 1:
             num_objects, num_bytes = await self._census.measure_objects()
             _objects.set(num_bytes)
             _num_objects.set(num_objects)
-        self._round += 1
 
     async def _look_at_nodes(self) -> None:
         nodes = await self._census.list_nodes()

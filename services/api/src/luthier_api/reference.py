@@ -16,6 +16,7 @@ from luthier_api.keys import KeyRing
 from luthier_api.settings import ApiSettings
 from luthier_common.contract.tables import reasons_table
 from luthier_common.kit.health import Health
+from luthier_datachecks import CODES
 
 CHECKOUT = Path(__file__).resolve().parents[4]
 ERRORS_HEAD = """# Errors
@@ -37,8 +38,15 @@ Answers with status 429 and 503 carry `retry-after`; what must not be tried agai
 REASONS_HEAD = """
 ## Of a job
 
-A job that failed says why in `error`: `code` as below, `owner` (whose move it is), `retryable` (whether the same
-job may succeed if it is tried again), `message`, `param` and, for rows, `line`.
+A job that failed says why in `error`: `code` as below, or one of the [table after it](#of-a-row) when a data file was
+refused; `owner` (whose move it is), `retryable` (whether the same job may succeed if it is tried again), `message`,
+`param` and, for rows, `line`.
+
+"""
+ROWS_HEAD = """
+## Of a row
+
+What a data file is refused for, and what it is only warned of.
 
 """
 
@@ -56,7 +64,9 @@ def documents(root: Path) -> dict[Path, str]:
     described = make_hollow_app().openapi_schema.to_schema()
     return {
         root / "docs/openapi.json": json.dumps(described, indent=1, ensure_ascii=False) + "\n",
-        root / "docs/errors.md": ERRORS_HEAD + errors_table() + "\n" + REASONS_HEAD + reasons_table() + "\n",
+        root / "docs/errors.md": "\n".join(
+            (ERRORS_HEAD + errors_table(), REASONS_HEAD + reasons_table(), ROWS_HEAD + rows_table(), "")
+        ),
     }
 
 
@@ -64,6 +74,11 @@ def errors_table() -> str:
     rows = sorted({(error.status, error.code, error.type, error.sentence) for error in ErrorCode})
     lines = [f"| {status} | `{code}` | `{kind}` | {sentence} |" for status, code, kind, sentence in rows]
     return "\n".join(["| status | code | type | what it means |", "| --- | --- | --- | --- |", *lines])
+
+
+def rows_table() -> str:
+    rows = [f"| `{name}` | {code.severity} | {code.sentence} |" for name, code in CODES.items()]
+    return "\n".join(["| code | severity | what it means |", "| --- | --- | --- |", *rows])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,6 +25,9 @@ class ApiSettings(RoomSettings):
     requests_per_minute: int = Field(1000, ge=1, description="requests a minute of a key that has no limit of its own")
     failed_keys_per_minute: int = Field(100, ge=1, description="keys that are not valid, of one address in a minute")
     max_streams: int = Field(20, description="jobs that one key may follow at a time, for each process of the API")
+    max_generations: int = Field(
+        40, ge=1, description="answers that one key may have made at a time, for each process of the API"
+    )
     heartbeat_s: float = Field(15.0, description="longest silence of a stream of events")
     key_cache_s: float = Field(5.0, description="a revoked key is refused after this long at the latest")
     audit_s: float = Field(60.0, description="how often the auditor looks")

@@ -50,7 +50,10 @@ def main(argv: list[str]) -> int:
     try:
         bundle = TextBundle.load(Path(spec.bundle)) if spec.bundle is not None else None
     except TextError:
-        return EXIT_BAD_BUNDLE
+        if spec.max_length is not None:
+            return EXIT_BAD_BUNDLE
+        # A file is not bad because the default base is; only its number of tokens is unknown.
+        bundle = None
     rule = RowRule(spec.max_length, spec.on_overlength) if spec.max_length is not None else None
     report = examine(
         _chunks(Path(spec.path)),

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from luthier_common.contract.events import Problem
 from luthier_common.contract.spec import OnOverlength
 from luthier_common.kit.bases import TEXT_FILES, BaseMissingError, BundleCorruptError, fetch_base
+from luthier_common.kit.errors import TransientError
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectMissingError
 from luthier_file_validator.check import CheckSpec
@@ -22,6 +23,10 @@ from luthier_file_validator.verdicts import Crash, crash_problem, storage_proble
 
 log = logging.getLogger(__name__)
 PREFIX = "check-"
+
+
+class CheckFaultError(TransientError):
+    """The machine, not the file, ended a check: a full disk, say, or memory that others took."""
 
 
 class Checker:
@@ -63,13 +68,17 @@ class Checker:
         self,
         file: Doc,
         *,
+        lease_name: str,
         bundle: Path | None,
         min_examples: int,
         file_role: str = "The",
         max_length: int | None = None,
         on_overlength: OnOverlength = "error",
     ) -> CheckReport | Problem:
-        """The report of a stored file, or the problem that kept it from being read to its end."""
+        """The report of a stored file, or the problem that kept it from being read to its end.
+
+        CheckFaultError when the machine kept it from that, which is a problem only after some tries.
+        """
         with TemporaryDirectory(dir=self._scratch) as name:
             folder = Path(name)
             try:
@@ -91,6 +100,11 @@ class Checker:
                 on_overlength=on_overlength,
             )
             report = await run_check(spec, folder, wall_s=self._settings.check_wall_s)
+        if report is Crash.INTERNAL:
+            if not await self._store.count_fault(lease_name):
+                raise CheckFaultError("the check ended by itself and rests")
+        else:
+            await self._store.forget_faults(lease_name)
         if isinstance(report, Crash):
             return crash_problem(report)
         count_rows(report)

@@ -16,7 +16,7 @@ _SAID = {"truncated": "The row is longer than the context length; its end is cut
 
 
 class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything found in a file; counts are exact, `findings` holds all of them when `is_complete`.
+    """Everything found in a file; counts are exact, `findings` holds all but `num_left_out` of them, errors first.
 
     Token counts are None when nobody counted or when a row could not be counted.
     """
@@ -31,6 +31,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int] = {}
     roles: dict[str, int] = {}
     is_complete: bool = True
+    num_left_out: int = 0
     findings: list[Finding] = []
 
 
@@ -125,6 +126,7 @@ def examine(
         counts=report.counts,
         roles=report.roles,
         is_complete=report.is_complete,
+        num_left_out=report.num_left_out,
         findings=report.findings,
     )
 

@@ -1,6 +1,7 @@
 """Runs the check in a child process and says how it ended."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,9 @@ from luthier_file_validator.checks import CheckReport
 from luthier_file_validator.verdicts import Crash
 
 _PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-_LIMIT_SIGNALS = {-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGABRT}
+_NO_MEMORY = (b"memory", b"bad_alloc")
+
+log = logging.getLogger(__name__)
 
 
 async def run_check(spec: CheckSpec, folder: Path, *, wall_s: float) -> CheckReport | Crash:
@@ -36,13 +39,24 @@ async def run_check(spec: CheckSpec, folder: Path, *, wall_s: float) -> CheckRep
             await process.wait()
     if process.returncode == 0:
         return _read_report(Path(spec.report_path))
-    if process.returncode == EXIT_NO_MEMORY or process.returncode in _LIMIT_SIGNALS or b"memory" in said:
-        return Crash.LIMITS
-    return Crash.BAD_BUNDLE if process.returncode == EXIT_BAD_BUNDLE else Crash.INTERNAL
+    if (crash := crash_of(process.returncode, said)) is Crash.INTERNAL:
+        # What it said may hold a row's content, except for a name.
+        name = said.decode(errors="replace")
+        shown = name if name.isidentifier() else ""
+        log.warning("a check ended by itself", extra={"exit_status": process.returncode, "error": shown})
+    return crash
 
 
 def _read_report(path: Path) -> CheckReport:
     return msgspec.json.decode(path.read_bytes(), type=CheckReport)
+
+
+def crash_of(exit_status: int | None, said: bytes) -> Crash:
+    """What ended the child. The processor limit tells by SIGXCPU, never by SIGKILL: that is the machine's own need."""
+    if exit_status == EXIT_BAD_BUNDLE:
+        return Crash.BAD_BUNDLE
+    has_no_memory = exit_status == EXIT_NO_MEMORY or any(word in said.lower() for word in _NO_MEMORY)
+    return Crash.LIMITS if has_no_memory or exit_status == -signal.SIGXCPU else Crash.INTERNAL
 
 
 def _environment() -> dict[str, str]:

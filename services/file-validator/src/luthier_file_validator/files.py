@@ -1,16 +1,25 @@
 """The first loop: files that were uploaded get their verdict."""
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice, zip_longest
 
 from luthier_common.contract.events import FileValidated, Problem
 from luthier_common.kit.failpoints import failpoint
 from luthier_file_validator.checker import Checker
 from luthier_file_validator.store import Store
 from luthier_file_validator.verdicts import FINE_TUNE, crash_report, file_verdict
-from luthier_file_validator.workers import Workers
+from luthier_file_validator.workers import Waiting, Workers
 
 log = logging.getLogger(__name__)
+UNREAD_AT_ONCE = 100
+
+
+def in_turn(queues: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The first of each queue, then the second of each, and so on."""
+    for row in zip_longest(*queues):
+        yield from (name for name in row if name is not None)
 
 
 class FileLoop:
@@ -22,20 +31,29 @@ class FileLoop:
 
     async def look(self) -> None:
         """Start what is to be done; does not wait for checks."""
-        for file in await self._store.uploaded_files():
-            if file["purpose"] == FINE_TUNE:
-                self._workers.start(f"validate/{file['_id']}", partial(self._validate, file["_id"]))
-            else:
-                await failpoint("validator.before_unread_verdict")
-                await self._store.state_verdict(file["_id"], FileValidated(valid=True))
+        held = await self._store.held_leases("validate/")
+        unread: dict[str, list[str]] = {}
+        async for page in self._store.uploaded_files():
+            for file in page:
+                if file["purpose"] != FINE_TUNE:
+                    unread.setdefault(file["project"], []).append(file["_id"])
+                    continue
+                name = f"validate/{file['_id']}"
+                if name in held:
+                    continue
+                self._workers.offer(Waiting(name, file["project"], partial(self._validate, file["_id"], name)))
+        self._workers.start()
+        for file_id in islice(in_turn(unread.values()), UNREAD_AT_ONCE):
+            await failpoint("validator.before_unread_verdict")
+            await self._store.state_verdict(file_id, FileValidated(valid=True))
 
-    async def _validate(self, file_id: str) -> None:
+    async def _validate(self, file_id: str, lease_name: str) -> None:
         file = await self._store.read_file(file_id)
         if file is None or file["phase"] != "uploaded":
             return
         bundle = await self._checker.find_bundle(self._default_base)
         # How few are too few is the job's business; a file needs one example to be a data file at all.
-        found = await self._checker.check(file, bundle=bundle, min_examples=1)
+        found = await self._checker.check(file, lease_name=lease_name, bundle=bundle, min_examples=1)
         problem = found if isinstance(found, Problem) else None
         report = crash_report(found) if isinstance(found, Problem) else found
         key = f"{file['org']}/{file['project']}/files/{file_id}.report.json"

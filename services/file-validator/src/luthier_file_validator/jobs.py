@@ -1,6 +1,7 @@
 """The second loop: a job's files are read with the job's own base, as the trainer will read them."""
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from luthier_file_validator.checker import Checker
 from luthier_file_validator.checks import CheckReport, RowRule
 from luthier_file_validator.store import Store
 from luthier_file_validator.verdicts import (
+    ROLES,
     Role,
     crash_report,
     files_of,
@@ -23,7 +25,7 @@ from luthier_file_validator.verdicts import (
     row_problem,
     same_bytes_warning,
 )
-from luthier_file_validator.workers import Workers
+from luthier_file_validator.workers import Waiting, Workers
 
 log = logging.getLogger(__name__)
 
@@ -37,21 +39,24 @@ class JobLoop:
 
     async def look(self) -> None:
         """Reject what can never be read, start what can be read now; does not wait for checks."""
-        for job in await self._store.checking_jobs():
-            try:
-                await self._look_at(job)
-            except (ValueError, LookupError, TypeError):
-                # One job that cannot be read must not keep all others from being checked.
-                log.exception("the job cannot be checked", extra={"job_id": job["_id"]})
+        held = await self._store.held_leases("check/")
+        async for page in self._store.checking_jobs():
+            files = await self._store.read_files(_named_files(page))
+            for job in page:
+                try:
+                    await self._look_at(job, files, held)
+                except (ValueError, LookupError, TypeError):
+                    # One job that cannot be read must not keep all others from being checked.
+                    log.exception("the job cannot be checked", extra={"job_id": job["_id"]})
+        self._workers.start()
 
-    async def _look_at(self, job: Doc) -> None:
+    async def _look_at(self, job: Doc, files: dict[str, Doc], held: set[str]) -> None:
         wanted = files_of(JobSpec.model_validate(job["spec"]))
-        files = await self._store.read_files(list(wanted.values()))
         ready = readiness({role: files.get(file_id) for role, file_id in wanted.items()})
         if isinstance(ready, Problem):
             await self._reject(job, ready)
-        elif ready:
-            self._workers.start(f"check/{job['_id']}", partial(self._check, job["_id"]))
+        elif ready and (name := f"check/{job['_id']}") not in held:
+            self._workers.offer(Waiting(name, job["project"], partial(self._check, job["_id"])))
 
     async def _check(self, job_id: str) -> None:
         job = await self._store.read_job(job_id)
@@ -94,6 +99,7 @@ class JobLoop:
         is_training = role == "training"
         found = await self._checker.check(
             file,
+            lease_name=f"check/{job['_id']}",
             bundle=bundle,
             min_examples=self._min_examples if is_training else 1,
             file_role=role.capitalize(),
@@ -127,6 +133,11 @@ class JobLoop:
         with use_traceparent(job.get("trace")):
             rejected = await self._store.state_of_job(job, DataRejected(problem=problem, report_key=report_key))
         log.info("rejected", extra={"job_id": job["_id"], "code": problem.code, "outcome": rejected.outcome})
+
+
+def _named_files(jobs: Iterable[Doc]) -> list[str]:
+    """What jobs name as their files, also those whose specification cannot be read."""
+    return [name for job in jobs for role in ROLES if (name := (job.get("spec") or {}).get(f"{role}_file"))]
 
 
 def _with_same_bytes(report: CheckReport) -> CheckReport:

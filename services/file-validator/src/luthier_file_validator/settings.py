@@ -9,8 +9,8 @@ MIB = 1024 * 1024
 
 class FileValidatorSettings(RoomSettings):
     min_examples: int = Field(10, ge=1, description="fewest examples of a training file")
-    max_findings: int = Field(100_000, ge=1, description="findings that a report lists; its counts are always exact")
-    max_parallel: int = Field(2, ge=1, description="checks of each loop that run at the same time")
+    max_findings: int = Field(10_000, ge=1, description="findings that a report lists, errors first; it counts all")
+    max_parallel: int = Field(2, ge=1, description="checks of each loop at a time; one project has all but one")
     check_memory_bytes: int = Field(1024 * MIB, description="address space of a check")
     check_cpu_s: int = Field(3600, description="processor time of a check")
     check_wall_s: float = Field(7200.0, description="wall time of a check")

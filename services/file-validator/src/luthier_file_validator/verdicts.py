@@ -11,6 +11,7 @@ from luthier_datachecks import Finding
 from luthier_file_validator.checks import CheckReport
 
 Role = Literal["training", "validation"]
+ROLES: tuple[Role, ...] = ("training", "validation")
 FileDoc = Mapping[str, Any]
 FINE_TUNE = "fine-tune"
 """The length of rows when the job names none; the scheduler resolves the run by the same rule (contract.spec)."""
@@ -31,6 +32,14 @@ _CRASHES = {
     Crash.BAD_BUNDLE: (FailureReason.BASE_MISSING.sentence, "operator"),
     Crash.INTERNAL: (FailureReason.INTERNAL.sentence, "operator"),
 }
+_UNLISTED = Finding(
+    line=None,
+    byte_offset=None,
+    path="",
+    code=FailureReason.INVALID_FILE,
+    severity="error",
+    message=FailureReason.INVALID_FILE.sentence,
+)
 
 
 def crash_problem(crash: Crash, param: str | None = None) -> Problem:
@@ -69,9 +78,9 @@ def file_verdict(
 
 def file_problem(report: CheckReport) -> Problem | None:
     """The first error, with how many there are; None when the file can be trained on."""
-    first = next((finding for finding in report.findings if finding.severity == "error"), None)
-    if not report.num_errors or first is None:
+    if not report.num_errors:
         return None
+    first = _errors_of(report)[0]
     message = first.message
     if first.line is not None:
         lines = "1 line" if report.num_bad_lines == 1 else f"{report.num_bad_lines} lines"
@@ -81,9 +90,9 @@ def file_problem(report: CheckReport) -> Problem | None:
 
 def row_problem(report: CheckReport, role: Role) -> Problem | None:
     """Why a job cannot use a file with its base, naming the lines; None when it can."""
-    errors = [finding for finding in report.findings if finding.severity == "error"]
-    if not report.num_errors or not errors:
+    if not report.num_errors:
         return None
+    errors = _errors_of(report)
     first, param = errors[0], f"{role}_file"
     if first.line is None:
         return Problem(code=first.code, message=first.message, param=param, owner="user")
@@ -96,6 +105,11 @@ def row_problem(report: CheckReport, role: Role) -> Problem | None:
     code = first.code if first.code in _OWN_CODES else FailureReason.TEMPLATE_REFUSED
     message = f"The {role} file cannot be used with this base ({said}). {first.message}"
     return Problem(code=code, message=message, param=param, line=first.line, owner="user")
+
+
+def _errors_of(report: CheckReport) -> list[Finding]:
+    """The listed errors of a report that counts some, at least one: what is not listed is an error all the same."""
+    return [finding for finding in report.findings if finding.severity == "error"] or [_UNLISTED]
 
 
 def readiness(files: Mapping[Role, FileDoc | None]) -> Problem | bool:

@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from luthier_common.kit.bases import drop_cached, fetch_files
 from luthier_common.kit.errors import LuthierError
 from luthier_common.kit.objects import ObjectStore
+from luthier_inference.domain import FilesUnreadableError
 
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.json"
@@ -29,19 +31,29 @@ class ArtifactCache:
         self._objects = objects
         self._directory = directory
         self._max_dirs = max_dirs
+        self._pruning = asyncio.Lock()
 
     async def fetch(self, key: str, manifest_sha256: str) -> Path:
-        """The artifact's directory. Raises `ArtifactCorruptError`, or what the object store raises."""
+        """The artifact's directory.
+
+        Raises `ArtifactCorruptError`, `FilesUnreadableError`, or what the object store raises.
+        """
         target = self._directory / manifest_sha256
-        if not target.exists():
-            await asyncio.to_thread(self._prune)
-        data = await self._read_manifest(key, manifest_sha256, target)
-        files = _wanted(data)
-        await fetch_files(self._objects, key, files, target)
+        try:
+            if not target.exists():
+                async with self._pruning:
+                    await asyncio.to_thread(self._prune)
+            await self._fill(key, manifest_sha256, target)
+            os.utime(target)
+        except OSError as error:
+            raise FilesUnreadableError(f"the adapter cannot be kept here: {error.strerror}") from error
+        return target
+
+    async def _fill(self, key: str, sha256: str, target: Path) -> None:
+        data = await self._read_manifest(key, sha256, target)
+        await fetch_files(self._objects, key, _wanted(data), target)
         if not (target / MANIFEST_FILE).exists():
             await asyncio.to_thread((target / MANIFEST_FILE).write_bytes, data)
-        target.touch()
-        return target
 
     async def _read_manifest(self, key: str, sha256: str, target: Path) -> bytes:
         path = target / MANIFEST_FILE
@@ -58,9 +70,17 @@ class ArtifactCache:
     def _prune(self) -> None:
         if not self._directory.exists():
             return
-        kept = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime)
+        kept = sorted(self._directory.iterdir(), key=_used_at_s)
         for path in kept[: max(0, len(kept) - self._max_dirs + 1)]:
             drop_cached(path)
+
+
+def _used_at_s(path: Path) -> float:
+    """When it was last used; what another process of this machine has removed meanwhile comes first."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _wanted(data: bytes) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from luthier_common.kit.errors import LuthierError
-from luthier_inference.domain import MAX_STOPS, FinishReason, Sampling
+from luthier_common.kit.objects import ObjectMissingError
+from luthier_inference.domain import MAX_STOPS, FilesMissingError, FinishReason, Sampling
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -193,7 +194,7 @@ def usage_chunk(header: Header, usage: Usage) -> dict[str, Any]:
 _STATUSES = {
     "model_not_found": 404,
     "base_missing": 404,
-    "object_missing": 404,
+    "model_files_missing": 404,
     "context_length_exceeded": 400,
     "engine_overloaded": 429,
     "engine_failed": 503,
@@ -209,7 +210,9 @@ _TYPES: dict[int, Literal["invalid_request_error", "rate_limit_error", "server_e
 
 
 def error_to_wire(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and OpenAI envelope. Errors that are not ours say nothing of themselves."""
+    """Status and OpenAI envelope. Errors that are not ours say nothing of themselves, and none names a key."""
+    if isinstance(error, ObjectMissingError):
+        error = FilesMissingError("The files of the model are not in the object store any more.")
     code = str(getattr(error, "code", "internal_error"))
     is_request = isinstance(error, InvalidRequestError)
     status = 400 if is_request else _STATUSES.get(code, 500)

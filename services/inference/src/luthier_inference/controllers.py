@@ -17,6 +17,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.response import Stream
 
 from luthier_common.kit.errors import LuthierError
+from luthier_common.kit.generation import MAX_BODY_BYTES
 from luthier_common.kit.telemetry import meter, tracer, use_traceparent
 from luthier_inference.chat import (
     ChatBody,
@@ -61,6 +62,7 @@ def build_app(serving: Serving, token: str) -> Litestar:
         guards=[require_token],
         state=State({"serving": serving}),
         exception_handlers={Exception: _answer_error},
+        request_max_body_size=MAX_BODY_BYTES,
         openapi_config=None,
         logging_config=None,
     )
@@ -82,7 +84,7 @@ async def create_chat_completion(request: HttpRequest, state: State) -> Response
         tracer().start_as_current_span("inference.begin", attributes={"luthier.base": body.base}),
     ):
         serving = _serving(state)
-        prepared = await serving.prepare(body)
+        prepared = await _while_connected(request, serving.prepare(body))
         fingerprint = prepared.base.fingerprint
         header = Header.new(f"chatcmpl-{secrets.token_hex(12)}", body.model or body.base, fingerprint)
         deltas = serving.answer(prepared)

@@ -26,6 +26,18 @@ class BadAdapterError(LuthierError):
     code = "adapter_unusable"
 
 
+class FilesMissingError(LuthierError):
+    """The object store does not have the files of a model."""
+
+    code = "model_files_missing"
+
+
+class FilesUnreadableError(TransientError):
+    """This machine cannot read or keep the files of a model now; the model itself may be fine."""
+
+    code = "engine_failed"
+
+
 class BadBaseError(LuthierError):
     """The base bundle cannot be loaded."""
 

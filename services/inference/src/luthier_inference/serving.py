@@ -1,21 +1,19 @@
 """Answers: finds the base, brings its adapter, and lets the engine speak."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 from luthier_common.kit.bases import BaseMissingError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_inference.artifacts import ArtifactCache
-from luthier_inference.chat import AdapterRef, ChatBody, InvalidRequestError
-from luthier_inference.domain import Delta, Generation, Sampling, UnknownAdapterError
+from luthier_inference.chat import AdapterRef, ChatBody
+from luthier_inference.domain import Delta, EngineBusyError, Generation, Sampling, UnknownAdapterError
 from luthier_inference.engines import EnginePool, LoadedBase
+from luthier_inference.prompts import PromptReader
 from luthier_inference.settings import InferenceSettings
 from luthier_inference.store import InferenceStore, names_of
-from luthier_text import TextError
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Serving:
         self._pool = pool
         self._artifacts = artifacts
         self._settings = settings
+        self._prompts = PromptReader(settings.engine_max_waiting)
 
     async def list_served(self) -> list[Doc]:
         """The catalogue entries that this node loads when asked."""
@@ -69,8 +68,7 @@ class Serving:
         base = await self.base(body.base)
         if body.adapter is not None:
             await self.load_adapter(base, body.adapter)
-        # Megabytes of text take seconds: the node must go on answering and renewing itself.
-        ids = await asyncio.to_thread(prompt_ids, base, body.messages)
+        ids = await self._prompts.read(base.engine.text.prompt_ids, body.messages)
         name = adapter_name(body.adapter)
         return Prepared(base, Generation(ids, name, body.sampling), body.adapter)
 
@@ -82,7 +80,10 @@ class Serving:
         await base.engine.load_adapter(adapter_name(adapter) or "", directory)
 
     async def answer(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
-        """The answer, piece by piece. An adapter that had to make room meanwhile is brought back once."""
+        """The answer, piece by piece. An adapter that had to make room meanwhile is brought back once.
+
+        Raises what the engine raises, and `EngineBusyError` when the adapter had to make room again.
+        """
         is_retry = False
         while True:
             try:
@@ -91,9 +92,11 @@ class Serving:
                         await failpoint("inference.mid_answer")
                         yield delta
                 return
-            except UnknownAdapterError:
-                if is_retry or prepared.adapter is None:
+            except UnknownAdapterError as error:
+                if prepared.adapter is None:
                     raise
+                if is_retry:
+                    raise EngineBusyError("Too many models are in use; try again later.") from error
                 is_retry = True
                 await self.load_adapter(prepared.base, prepared.adapter)
 
@@ -101,14 +104,6 @@ class Serving:
 def adapter_name(adapter: AdapterRef | None) -> str | None:
     """The name in the engine: two versions of a model never share one."""
     return None if adapter is None else f"{adapter.model_id}@{adapter.manifest_sha256}"
-
-
-def prompt_ids(base: LoadedBase, messages: list[dict[str, Any]]) -> tuple[int, ...]:
-    """Ids of the chat; raises `InvalidRequestError` with the text library's code."""
-    try:
-        return tuple(base.engine.text.prompt_ids(messages))
-    except TextError as error:
-        raise InvalidRequestError(error.code, error.message, "messages") from error
 
 
 def greedy(max_tokens: int) -> Sampling:

@@ -26,7 +26,7 @@ from luthier_inference.engines import LoadedBase
 from luthier_inference.serving import Serving, adapter_name, greedy
 from luthier_inference.settings import InferenceSettings
 from luthier_inference.store import InferenceStore, names_of
-from luthier_text import TextError
+from luthier_text import IGNORED_LABEL, TextError
 
 logger = logging.getLogger(__name__)
 _ANSWER_TOKENS = 16
@@ -173,9 +173,14 @@ def _check_golden(base: LoadedBase, directory: Path) -> list[dict[str, Any]]:
 
 async def _answer_once(base: LoadedBase, adapter: AdapterRef, golden: dict[str, Any]) -> int:
     """How many tokens the tuned model says to the prompt of a golden row."""
-    messages = golden["row"]["messages"]
-    last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
-    ids = tuple(base.engine.text.prompt_ids(messages[:last] or messages))
+    if "max_length" in golden:
+        # The whole prompt of a row that was cut may be longer than the model can see.
+        first = next(at for at, label in enumerate(golden["labels"]) if label != IGNORED_LABEL)
+        ids = tuple(golden["input_ids"][: max(1, first)])
+    else:
+        messages = golden["row"]["messages"]
+        last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
+        ids = tuple(base.engine.text.prompt_ids(messages[:last] or messages))
     room = max(1, base.engine.text.context_length - _ANSWER_TOKENS)
     asked = Generation(ids[-room:], adapter_name(adapter), greedy(_ANSWER_TOKENS))
     async with aclosing(base.engine.generate(asked)) as deltas:

@@ -30,13 +30,13 @@ class BundleFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     bytes: int = Field(ge=0)
     sha256: str
 
 
 class BundleSource(BaseModel):
-    """The file that a bundle was made from."""
+    """What a bundle was made from: a file, or a directory, whose sha256 is `files_digest` of what was read of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class BundleSource(BaseModel):
 class BundleManifest(BaseModel):
     """What a base bundle is and which bytes it consists of.
 
-    `revision` is the sha256 of the source file, never a hub revision that the bytes are not. `digest` names the
+    `revision` is the sha256 of the source, never a hub revision that the bytes are not. `digest` names the
     content: it depends on file names and bytes alone, and equal digests mean equal bundles.
     """
 
@@ -117,6 +117,21 @@ def write_bundle_file(path: Path, write: Callable[[BinaryIO], None]) -> BundleFi
         stream.flush()
         os.fsync(stream.fileno())
     return BundleFile(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def link_bundle_file(source: Path, staging: Path) -> None:
+    """Let a bundle hold a file where it lies: weights are not copied, on whichever disk they are."""
+    (staging / source.name).symlink_to(source.resolve())
+
+
+def present_bundle(target: Path, revision: str, converter: str) -> BundleManifest | None:
+    """What an earlier run made of the same source at `target`; anything else there is `BundleExistsError`."""
+    if not target.exists():
+        return None
+    present = read_manifest(target)
+    if present is None or (present.revision, present.converter) != (revision, converter):
+        raise BundleExistsError(f"{target} exists and is not the bundle of this source")
+    return present
 
 
 def publish_bundle(staging: Path, target: Path, manifest: BundleManifest) -> BundleManifest:

@@ -8,18 +8,20 @@ import re
 import shutil
 import sys
 import time
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectStore
 from luthier_registry.bundle import MANIFEST_FILE, BundleManifest, damaged_files, file_sha256, read_manifest
 from luthier_registry.claims import Claims
-from luthier_registry.default_base import CONVERTER, SMOLLM2_NAME, find_smollm2_gguf
+from luthier_registry.default_base import SMOLLM2_NAME, find_smollm2_gguf
 from luthier_registry.domain import aliases_of
+from luthier_registry.errors import BaseImportError
 from luthier_registry.settings import RegistrySettings
+from luthier_registry.sources import Source, SourceKind, identity_of, kind_of, look_at
 from luthier_registry.store import Store
 
 log = logging.getLogger(__name__)
@@ -27,19 +29,8 @@ REST_S = 300.0
 """A source that failed is tried again after this: it may have been a full disk or a killed child."""
 SYSTEM = {"org": "system", "project": "system"}
 _UNFIT_FOR_PATHS = re.compile(r"[^A-Za-z0-9._-]+")
+_CODED = re.compile(r"(?P<code>[a-z]+_[a-z_]+): (?P<message>.+)")
 _CHILD_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-
-
-class BaseImportError(Exception):
-    """A source cannot become a base model as it is."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    name: str
-    path: Path
-    signature: tuple[int, int]
-    """Size and time of what is read first; another one means another source."""
 
 
 class Catalogue:
@@ -48,9 +39,9 @@ class Catalogue:
         self._objects = objects
         self._claims = claims
         self._settings = settings
-        self._done: set[_Source] = set()
-        self._refused: dict[_Source, str] = {}
-        self._rests_until_s: dict[_Source, float] = {}
+        self._done: set[Source] = set()
+        self._refused: dict[Source, str] = {}
+        self._rests_until_s: dict[Source, float] = {}
 
     async def look(self) -> None:
         """Make sure that every base that has a source is in the catalogue."""
@@ -59,10 +50,11 @@ class Catalogue:
                 continue
             try:
                 await self._take(source)
-            except (BaseImportError, ValueError) as error:
-                self._refused[source] = str(error)
+            except BaseImportError as error:
+                self._refused[source] = f"{error.code}: {error}"
                 self._rests_until_s[source] = time.monotonic() + REST_S
-                log.error("not a base model: %s", error, extra={"base": source.name})  # noqa: TRY400 (the cause is said)
+                what = "LUTHIER_BASE_SOURCES: %s from %s is not a base model: %s: %s"
+                log.error(what, source.name, source.path, error.code, error, extra={"base": source.name})  # noqa: TRY400 (the cause is said)
 
     async def missing(self) -> str | None:
         """Why the default base does not answer yet, or None."""
@@ -74,50 +66,54 @@ class Catalogue:
             return f"no source for the base model {name}: see LUTHIER_BASE_SOURCES"
         return self._refused.get(sources[name], f"the base model {name} is being prepared")
 
-    def _sources(self) -> list[_Source]:
+    def _sources(self) -> list[Source]:
         paths = dict(self._settings.base_sources)
         if self._settings.default_base == SMOLLM2_NAME and SMOLLM2_NAME not in paths:
             found = find_smollm2_gguf()
             paths |= {SMOLLM2_NAME: found} if found else {}
-        return [source for name, path in sorted(paths.items()) if (source := _source(name, path))]
+        return [look_at(name, path) for name, path in sorted(paths.items())]
 
-    async def _take(self, source: _Source) -> None:
+    async def _take(self, source: Source) -> None:
         async with self._claims.hold(f"base/{source.name}") as is_ours:
             if not is_ours:
                 return
-            if source.path.is_dir():
+            kind = await asyncio.to_thread(kind_of, source.path)
+            if kind is SourceKind.BUNDLE:
                 await self._publish(source, source.path)
             else:
-                revision = await asyncio.to_thread(file_sha256, source.path)
-                if not await self._is_there(source.name, revision):
-                    bundle = self._bundle_path(source.name, revision)
+                revision, converter = await asyncio.to_thread(identity_of, source.path, kind)
+                if not await self._is_there(source.name, revision, converter):
+                    bundle = self._bundle_path(source.name, revision, converter)
                     await asyncio.to_thread(_drop_unfinished, bundle)
                     await _convert(source, bundle)
-                    await self._publish(source, bundle)
+                    try:
+                        await self._publish(source, bundle)
+                    except BaseImportError:
+                        # Its links lead to files that have changed or gone: the next attempt makes new ones.
+                        shutil.rmtree(bundle, ignore_errors=True)
+                        raise
                     await asyncio.to_thread(shutil.rmtree, bundle, ignore_errors=True)
             self._done.add(source)
 
-    async def _is_there(self, name: str, revision: str) -> bool:
-        """Whether the catalogue holds what this GGUF gives, bytes included."""
+    async def _is_there(self, name: str, revision: str, converter: str) -> bool:
+        """Whether the catalogue holds what this source gives, bytes included."""
         base = await self._store.read_base(name)
-        if base is None or (base["revision"], base["converter"]) != (revision, CONVERTER):
+        if base is None or (base["revision"], base["converter"]) != (revision, converter):
             return False
         return await self._objects.head(base["key"] + MANIFEST_FILE) is not None
 
-    def _bundle_path(self, name: str, revision: str) -> Path:
-        converter = hashlib.sha256(CONVERTER.encode()).hexdigest()[:8]
-        return self._settings.home / "registry" / f"{_UNFIT_FOR_PATHS.sub('-', name)}-{revision[:16]}-{converter}"
+    def _bundle_path(self, name: str, revision: str, converter: str) -> Path:
+        by = hashlib.sha256(converter.encode()).hexdigest()[:8]
+        return self._settings.home / "registry" / f"{_UNFIT_FOR_PATHS.sub('-', name)}-{revision[:16]}-{by}"
 
-    async def _publish(self, source: _Source, bundle: Path) -> None:
+    async def _publish(self, source: Source, bundle: Path) -> None:
         """Upload a bundle (its manifest last), note it in the ledger, then name it in the catalogue."""
-        manifest = read_manifest(bundle)
-        if manifest is None:
-            raise BaseImportError(f"{bundle.name} has no {MANIFEST_FILE}")
+        manifest = _read_manifest(bundle)
         digest = await asyncio.to_thread(file_sha256, bundle / MANIFEST_FILE)
         key = f"bases/{digest}/"
         if await self._objects.head(key + MANIFEST_FILE) is None:
             if damaged := await asyncio.to_thread(damaged_files, bundle, manifest):
-                raise BaseImportError(f"{damaged[0]} is not as {MANIFEST_FILE} says")
+                raise BaseImportError("bundle_damaged", f"{damaged[0]} is not as {MANIFEST_FILE} says")
             await self._upload(bundle, key, manifest)
         entry = _entry(source.name, manifest, key, digest, (bundle / MANIFEST_FILE).stat().st_size)
         num_bytes = sum(file["bytes"] for file in entry["files"])
@@ -130,7 +126,7 @@ class Catalogue:
         for file in manifest.files:
             stored = await self._objects.upload(bundle / file.name, key + file.name)
             if stored.sha256 != file.sha256:
-                raise BaseImportError(f"{file.name} changed while it was read")
+                raise BaseImportError("bundle_damaged", f"{file.name} changed while it was read")
             await failpoint("registry.mid_upload")
         await self._objects.upload(bundle / MANIFEST_FILE, key + MANIFEST_FILE)
 
@@ -153,11 +149,14 @@ def _entry(name: str, manifest: BundleManifest, key: str, digest: str, manifest_
     }
 
 
-def _source(name: str, path: Path) -> _Source | None:
-    with suppress(OSError):
-        found = (path / MANIFEST_FILE if path.is_dir() else path).stat()
-        return _Source(name, path, (found.st_size, found.st_mtime_ns))
-    return None
+def _read_manifest(bundle: Path) -> BundleManifest:
+    try:
+        manifest = read_manifest(bundle)
+    except ValidationError as error:
+        raise BaseImportError("bundle_damaged", f"{MANIFEST_FILE} cannot be read") from error
+    if manifest is None:
+        raise BaseImportError("bundle_damaged", f"{bundle.name} has no {MANIFEST_FILE}")
+    return manifest
 
 
 def _drop_unfinished(bundle: Path) -> None:
@@ -166,12 +165,12 @@ def _drop_unfinished(bundle: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-async def _convert(source: _Source, bundle: Path) -> None:
+async def _convert(source: Source, bundle: Path) -> None:
     """Convert in a process of its own: it needs memory once, and no credentials."""
     bundle.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: os.environ[name] for name in _CHILD_VARIABLES if name in os.environ}
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "luthier_registry.gguf_import", str(source.path), str(bundle), "--name", source.name,
+        sys.executable, "-m", "luthier_registry.base_import", str(source.path), str(bundle), "--name", source.name,
         "--parent-pid", str(os.getpid()),
         env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -184,4 +183,8 @@ async def _convert(source: _Source, bundle: Path) -> None:
             await child.wait()
     if child.returncode != 0:
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
-        raise BaseImportError(last[:500] or f"the conversion ended with {child.returncode}")
+        found = _CODED.fullmatch(last)
+        raise BaseImportError(
+            found["code"] if found else "conversion_failed",
+            (found["message"] if found else last)[:500] or f"the conversion ended with {child.returncode}",
+        )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from luthier_common.contract.events import RunFinished
-from luthier_common.contract.ids import FILE_PREFIX, MODEL_PREFIX, product_core
+from luthier_common.contract.ids import FILE_PREFIX, MODEL_PREFIX
 from luthier_common.kit.errors import LuthierError
 
 Doc = Mapping[str, Any]
@@ -73,10 +73,6 @@ def read_artifact_manifest(content: bytes) -> ArtifactManifest:
     if missing := sorted(TEXT_FILES - set(names)):
         raise ArtifactCorruptError(f"{MANIFEST_FILE} does not name {missing[0]}")
     return manifest
-
-
-def result_file_id_of(job_id: str, generation: int) -> str:
-    return FILE_PREFIX + product_core(job_id, generation)
 
 
 def weights_files_of(model_id: str, files: Iterable[ArtifactFile]) -> list[dict[str, Any]]:

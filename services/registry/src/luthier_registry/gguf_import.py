@@ -1,16 +1,11 @@
 """A GGUF file becomes a base bundle: config, safetensors, tokenizer and chat template, without torch.
 
-Run alone: `python -m luthier_registry.gguf_import GGUF OUT_DIR`. One tensor is in memory at a time. Only what is
+Run by `luthier_registry.base_import`. One tensor is in memory at a time. Only what is
 known to come out right is converted: the llama architecture without rope scaling, and tokenizers whose
 pre-tokenizer stands in `PRE_TOKENIZERS`; anything else is refused with a code.
 """
 
-import argparse
-import ctypes
 import json
-import os
-import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,14 +16,13 @@ from gguf import ReaderTensor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from luthier_registry.bundle import (
-    BundleExistsError,
     BundleFile,
     BundleManifest,
     BundleSource,
     file_sha256,
     files_digest,
+    present_bundle,
     publish_bundle,
-    read_manifest,
     staging_directory,
     write_bundle_file,
 )
@@ -45,9 +39,10 @@ from luthier_registry.gguf_read import (
     read_weights,
     tensor_shape,
 )
+from luthier_registry.trial import try_text, unusable
+from luthier_text import TextBundle, TextError
 
 TOKEN_CONTROL, TOKEN_USER_DEFINED = 3, 4
-PR_SET_PDEATHSIG = 1
 DTYPE_NAME, SAFETENSORS_DTYPE = "float32", "F32"
 
 PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
@@ -68,15 +63,13 @@ def import_gguf(gguf: Path, target: Path, name: str = SMOLLM2_NAME) -> BundleMan
     anything else at `target` is `BundleExistsError`.
     """
     source = BundleSource(file=gguf.name, bytes=gguf.stat().st_size, sha256=file_sha256(gguf))
-    if target.exists():
-        present = read_manifest(target)
-        if present is None or (present.revision, present.converter) != (source.sha256, CONVERTER):
-            raise BundleExistsError(f"{target} exists and is not the bundle of {gguf.name}")
+    if present := present_bundle(target, source.sha256, CONVERTER):
         return present
     reader = open_gguf(gguf)
     shape, vocabulary, tensors = read_shape(reader), read_vocabulary(reader), name_tensors(reader)
     with staging_directory(target) as staging:
         files = _write_files(staging, shape, vocabulary, tensors)
+        _try_text(staging, shape)
         manifest = BundleManifest(
             name=name,
             revision=source.sha256,
@@ -123,6 +116,14 @@ def _write_files(
     files = [write_bundle_file(staging / name, partial(_write_text, text)) for name, text in sorted(texts.items())]
     weights = write_bundle_file(staging / "model.safetensors", partial(_write_safetensors, shape, tensors))
     return [*files, weights]
+
+
+def _try_text(staging: Path, shape: LlamaShape) -> None:
+    try:
+        text = TextBundle.load(staging)
+    except TextError as error:
+        raise unusable(error) from error
+    try_text(text, shape.vocab_size)
 
 
 def _write_text(text: str, stream: BinaryIO) -> None:
@@ -210,36 +211,3 @@ def _special_tokens(vocabulary: Vocabulary) -> dict[str, str | None]:
 
 def _added(token: str, special: bool) -> AddedToken:
     return AddedToken(token, special=special, normalized=False)
-
-
-def _die_with(parent_pid: int) -> bool:
-    """Whether the parent still lives; from now on the kernel ends this process with it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    return os.getppid() == parent_pid
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; what went wrong is said in one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m luthier_registry.gguf_import", description="GGUF to base bundle")
-    parser.add_argument("gguf", type=Path, help="the GGUF file")
-    parser.add_argument("out_dir", type=Path, help="the bundle directory to make")
-    parser.add_argument("--name", default=SMOLLM2_NAME, help="the name of the base model")
-    parser.add_argument("--parent-pid", type=int, help="end when this process, which started us, ends")
-    options = parser.parse_args(arguments)
-    if options.parent_pid is not None and not _die_with(options.parent_pid):
-        return 1
-    try:
-        manifest = import_gguf(options.gguf, options.out_dir, options.name)
-    except (GgufImportError, BundleExistsError) as error:
-        sys.stderr.write(f"{error.code}: {error}\n")
-        return 1
-    except OSError as error:
-        sys.stderr.write(f"io_error: {error.strerror}: {error.filename}\n")
-        return 1
-    sys.stdout.write(f"{manifest.name} {manifest.digest} {options.out_dir}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,8 @@ from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from luthier_registry.errors import BaseImportError
+
 TOP_TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -29,12 +31,8 @@ LAYER_TENSORS = {
 }
 
 
-class GgufImportError(ValueError):
+class GgufImportError(BaseImportError):
     """The file cannot become a base bundle; `code` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from luthier_common.contract.events import (
     Problem,
     RunFinished,
 )
-from luthier_common.contract.ids import model_id_of, model_name
+from luthier_common.contract.ids import model_id_of, model_name, result_file_id_of
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import Doc
+from luthier_common.kit.mongo import DRIVER_ERRORS, Doc
 from luthier_common.kit.objects import ObjectMissingError, ObjectStore
+from luthier_common.kit.rests import Rests
 from luthier_common.kit.telemetry import span_of
 from luthier_registry.claims import Claims
 from luthier_registry.domain import (
@@ -31,7 +32,6 @@ from luthier_registry.domain import (
     ArtifactManifest,
     lineage_of,
     read_artifact_manifest,
-    result_file_id_of,
     short_names,
     trace_of,
     weights_files_of,
@@ -41,6 +41,8 @@ from luthier_registry.store import Store
 
 log = logging.getLogger(__name__)
 MAX_MANIFEST_BYTES = 1024 * 1024
+FIRST_REST_S, MAX_REST_S = 2.0, 120.0
+"""A copy that fails has written much for nothing: it is not begun again and again at once."""
 
 
 class Registrar:
@@ -51,17 +53,25 @@ class Registrar:
         self._objects = objects
         self._claims = claims
         self._clock = clock
+        self._rests = Rests[str](clock, first_s=FIRST_REST_S, most_s=MAX_REST_S)
 
     async def look(self) -> None:
-        """Stage the model of every job that is trained."""
+        """Stage the model of every job that is trained. One whose model cannot be staged rests; the others go on."""
         for job in await self._store.list_jobs("trained"):
+            if self._rests.is_resting(job["_id"]):
+                continue
             try:
                 await self._take(job["_id"])
+                self._rests.end(job["_id"])
+            except DRIVER_ERRORS:
+                raise  # the database is away: for all of them
             except TransientError as error:
-                log.warning("a trained job must wait", extra={"job_id": job["_id"], "code": error.code})
-            except (ValueError, LookupError, TypeError):
-                # One job that cannot be read must not keep all others from being registered.
-                log.exception("the job cannot be registered", extra={"job_id": job["_id"]})
+                told = {"job_id": job["_id"], "code": error.code, "rest_s": self._rests.begin(job["_id"])}
+                log.warning("a trained job must wait", extra=told)
+            except Exception:
+                # A full disk, a store that refuses, a job that cannot be read: the others must not wait for it.
+                told = {"job_id": job["_id"], "rest_s": self._rests.begin(job["_id"])}
+                log.exception("the job cannot be registered", extra=told)
 
     async def _take(self, job_id: str) -> None:
         async with self._claims.hold(f"register/{job_id}") as is_ours:

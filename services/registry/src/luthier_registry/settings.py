@@ -9,7 +9,8 @@ from luthier_common.kit.settings import RoomSettings
 
 class RegistrySettings(RoomSettings):
     base_sources: dict[str, Path] = Field(
-        default_factory=dict, description="JSON object: name of a base model to its bundle directory or GGUF file"
+        default_factory=dict,
+        description="JSON object: name of a base model to a Hugging Face directory, GGUF file or bundle",
     )
     serving_wait_s: float = Field(
         60.0, description="a finished model is not tried when no engine has listed its base for so long"

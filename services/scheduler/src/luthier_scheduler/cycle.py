@@ -1,5 +1,6 @@
 """One look at everything: snapshot, lost leases, decision, deeds. Each step is one method, in this order."""
 
+import asyncio
 import logging
 
 from luthier_common.contract.events import JobPlaced, Member, NodeLost, Problem, QueueReasonChanged, RunLost
@@ -13,10 +14,14 @@ from luthier_common.kit.telemetry import span_of
 from luthier_scheduler.decide import Decision, Placement, Wait, WaitingJob, decide
 from luthier_scheduler.settings import SchedulerSettings
 from luthier_scheduler.store import Snapshot, Store
+from luthier_scheduler.telemetry import say_resting
 from luthier_scheduler.watch import Watch
 
 log = logging.getLogger(__name__)
 REST_S = 60.0
+MAX_REASONS = 200
+"""Told in one cycle; the rest are news the next time. A cycle must stay short: it also watches leases."""
+REASONS_AT_ONCE = 16
 
 
 class Cycle:
@@ -28,6 +33,7 @@ class Cycle:
         self._nodes = Watch[str](settings.lease_ttl_s)
         self._positions_at_s: float | None = None
         self._rests_until_s: dict[str, float] = {}
+        self._resting_nodes: frozenset[str] = frozenset()
 
     def forget(self) -> None:
         """Begin to watch anew: for an instance that has just become active, or after an outage."""
@@ -41,7 +47,13 @@ class Cycle:
             await failpoint("scheduler.after_snapshot")
             await self._lose_silent_runs(snapshot)
             await self._lose_silent_nodes(snapshot)
-            decision = decide(self._placeable(snapshot.waiting), snapshot.nodes, max_strikes=self._settings.max_strikes)
+            decision = decide(
+                self._placeable(snapshot.waiting),
+                snapshot.nodes,
+                max_strikes=self._settings.max_strikes,
+                retry_rest_s=self._settings.retry_rest_s,
+            )
+            self._note_resting(decision.resting_nodes)
             await self._fail_exhausted(decision)
             await self._place(decision)
             await self._tell_reasons(decision)
@@ -68,6 +80,12 @@ class Cycle:
             )
             if lost.applied:
                 log.warning("the node is lost", extra={"node": node_id})
+
+    def _note_resting(self, nodes: frozenset[str]) -> None:
+        for node_id in sorted(nodes - self._resting_nodes):
+            log.warning("the node rests: the last runs there failed, of several jobs", extra={"node": node_id})
+        self._resting_nodes = nodes
+        say_resting(len(nodes))
 
     async def _fail_exhausted(self, decision: Decision) -> None:
         for job_id in decision.exhausted:
@@ -131,9 +149,14 @@ class Cycle:
         return resolve(spec, training["num_examples"], base["context_length"]), str(base["digest"])
 
     async def _tell_reasons(self, decision: Decision) -> None:
-        for wait in decision.waits:
-            if wait.is_news:
-                await self._store.tell_reason(wait.job_id, QueueReasonChanged(reason=wait.reason, message=wait.message))
+        news = [wait for wait in decision.waits if wait.is_news][:MAX_REASONS]
+        for start in range(0, len(news), REASONS_AT_ONCE):
+            await asyncio.gather(
+                *(
+                    self._store.tell_reason(wait.job_id, QueueReasonChanged(reason=wait.reason, message=wait.message))
+                    for wait in news[start : start + REASONS_AT_ONCE]
+                )
+            )
 
     async def _write_positions(self, decision: Decision) -> None:
         now_s = self._clock.monotonic_s()

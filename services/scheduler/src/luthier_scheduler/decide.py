@@ -1,5 +1,6 @@
 """Which waiting job gets which slots now, and why each other one waits: a pure function of a snapshot."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -7,6 +8,10 @@ from enum import StrEnum
 
 Claim = tuple[str, int]
 """A job's id and the attempt that slots are claimed for."""
+MAX_DOUBLINGS = 6
+"""A rest grows no further than to 64 times its base."""
+AVOIDED_RESTS = 10
+"""So many rests long a job waits for another node than those where it failed; then any will do."""
 
 
 class Reason(StrEnum):
@@ -15,6 +20,8 @@ class Reason(StrEnum):
     NO_NODES = "no_nodes"
     NO_FREE_SLOTS = "no_free_slots"
     TOO_LARGE = "too_large"
+    RESTING = "resting"
+    NODES_REST = "nodes_rest"
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,9 @@ class WaitingJob:
     priority: int = 0
     attempt: int = 0
     strikes: int = 0
+    struck_ago_s: float = math.inf
+    struck_on: frozenset[str] = frozenset()
+    """Nodes of the attempts that its strikes stand for."""
     reason: str | None = None
     """What it was last told."""
     position: int | None = None
@@ -39,6 +49,9 @@ class TrainerNode:
     free: tuple[int, ...]
     claimed: Mapping[Claim, tuple[int, ...]] = field(default_factory=dict)
     """Slots that are held, by what they are held for."""
+    struck_by: tuple[str, ...] = ()
+    """The jobs of the last runs here, while every one of these runs failed without a checkpoint."""
+    struck_ago_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -66,30 +79,60 @@ class Decision:
     exhausted: tuple[str, ...]
     placements: tuple[Placement, ...]
     waits: tuple[Wait, ...]
+    resting_nodes: frozenset[str] = frozenset()
 
 
-def decide(jobs: Sequence[WaitingJob], nodes: Sequence[TrainerNode], *, max_strikes: int) -> Decision:
-    """Place what fits, in order of priority and age; nobody overtakes a job on the node that is kept for it."""
+def decide(
+    jobs: Sequence[WaitingJob], nodes: Sequence[TrainerNode], *, max_strikes: int, retry_rest_s: float
+) -> Decision:
+    """Place what fits, in order of priority and age; nobody overtakes a job on the node that is kept for it.
+
+    What has just failed rests: a job after each strike, a node when its last runs failed, of several jobs.
+    """
     exhausted = tuple(job.id for job in jobs if job.strikes >= max_strikes)
     queue = sorted(
         (job for job in jobs if job.strikes < max_strikes), key=lambda job: (-job.priority, job.created_at, job.id)
     )
-    open_nodes = {node.id: node for node in nodes}
-    largest = max((node.num_slots for node in nodes), default=0)
+    awake = [node for node in nodes if not _is_resting(node, retry_rest_s)]
+    open_nodes = {node.id: node for node in awake}
+    largest, largest_awake = _largest(nodes), _largest(awake)
     placements: list[Placement] = []
     waits: list[Wait] = []
     for job in queue:
-        node = _best_node(job, open_nodes.values())
+        rest_s = _rest_s(job.strikes, retry_rest_s) if job.strikes else 0.0
+        avoided = _nodes_to_avoid(job, awake, rest_s)
+        usable = [] if job.struck_ago_s < rest_s else [node for node in open_nodes.values() if node.id not in avoided]
+        node = _best_node(job, usable)
         if node is not None:
             slots = _slots_for(job, node)
             placements.append(Placement(job.id, job.attempt + 1, node.id, slots))
             open_nodes[node.id] = _without(node, slots)
             continue
-        waits.append(_wait(job, len(waits) + 1, largest))
-        kept = _node_to_keep(job, open_nodes.values())
+        reason, message = _why(job, largest, largest_awake, rest_s)
+        position = len(waits) + 1
+        waits.append(Wait(job.id, reason, message, position, reason != job.reason, position != job.position))
+        kept = _node_to_keep(job, usable)
         if kept is not None:
             del open_nodes[kept.id]
-    return Decision(exhausted, tuple(placements), tuple(waits))
+    resting = frozenset(node.id for node in nodes) - {node.id for node in awake}
+    return Decision(exhausted, tuple(placements), tuple(waits), resting)
+
+
+def _rest_s(strikes: int, base_s: float) -> float:
+    return base_s * 2.0 ** min(strikes, MAX_DOUBLINGS)
+
+
+def _is_resting(node: TrainerNode, base_s: float) -> bool:
+    # Of one job alone nobody knows whether it is the node's fault.
+    return len(set(node.struck_by)) > 1 and node.struck_ago_s < _rest_s(len(node.struck_by) - 1, base_s)
+
+
+def _nodes_to_avoid(job: WaitingJob, awake: Sequence[TrainerNode], rest_s: float) -> frozenset[str]:
+    """Where the job failed, while there is another node that is large enough, whoever uses it now."""
+    if job.struck_ago_s >= AVOIDED_RESTS * rest_s:
+        return frozenset()
+    has_other = any(node.num_slots >= job.num_slots and node.id not in job.struck_on for node in awake)
+    return job.struck_on if has_other else frozenset()
 
 
 def _usable(job: WaitingJob, node: TrainerNode) -> tuple[int, ...]:
@@ -118,12 +161,18 @@ def _without(node: TrainerNode, slots: tuple[int, ...]) -> TrainerNode:
     return replace(node, free=tuple(slot for slot in node.free if slot not in slots))
 
 
-def _wait(job: WaitingJob, position: int, largest: int) -> Wait:
+def _largest(nodes: Sequence[TrainerNode]) -> int:
+    return max((node.num_slots for node in nodes), default=0)
+
+
+def _why(job: WaitingJob, largest: int, largest_awake: int, rest_s: float) -> tuple[Reason, str]:
     if not largest:
-        reason, message = Reason.NO_NODES, "No trainer node is connected."
-    elif job.num_slots > largest:
-        reason = Reason.TOO_LARGE
-        message = f"The job asks for {job.num_slots} slots; the largest node has {largest}."
-    else:
-        reason, message = Reason.NO_FREE_SLOTS, "All slots it could use are taken, or kept for a job ahead of it."
-    return Wait(job.id, reason, message, position, reason != job.reason, position != job.position)
+        return Reason.NO_NODES, "No trainer node is connected."
+    if job.num_slots > largest:
+        return Reason.TOO_LARGE, f"The job asks for {job.num_slots} slots; the largest node has {largest}."
+    if job.struck_ago_s < rest_s:
+        message = f"Attempt {job.attempt} failed; the job rests for {rest_s:g} s before attempt {job.attempt + 1}."
+        return Reason.RESTING, message
+    if job.num_slots > largest_awake:
+        return Reason.NODES_REST, "Every node it fits rests: the last runs there failed, of several jobs."
+    return Reason.NO_FREE_SLOTS, "All slots it could use are taken, or kept for a job ahead of it."

@@ -1,6 +1,7 @@
 """What the scheduler reads and writes in MongoDB."""
 
 import asyncio
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from luthier_scheduler.decide import Claim, Placement, TrainerNode, WaitingJob
 
 ACTOR = Actor(room="scheduler")
 _POSITIONS_AT_ONCE = 500
+_NOW: Doc = {"now": "$$NOW"}
+"""The database's time, beside the document as it was read."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,19 @@ class Store:
             "created_at",
             "attempt",
             "strikes",
+            "struck",
             "queue",
             "lease",
             "last_step",
             "spec.priority",
             "spec.resources",
         )
-        found = self._db["jobs"].find({"phase": {"$in": ["waiting", *HELD]}}, dict.fromkeys(fields, 1))
+        found = self._db["jobs"].find({"phase": {"$in": ["waiting", *HELD]}}, dict.fromkeys(fields, 1) | _NOW)
         return await found.to_list(None)
 
     async def _read_nodes(self) -> list[Doc]:
-        fields = ("role", "slots.index", "slots.holder", "draining", "renewed_at")
-        return await self._db["nodes"].find({"phase": "live"}, dict.fromkeys(fields, 1)).to_list(None)
+        fields = ("role", "slots.index", "slots.holder", "draining", "renewed_at", "struck")
+        return await self._db["nodes"].find({"phase": "live"}, dict.fromkeys(fields, 1) | _NOW).to_list(None)
 
     async def read_job(self, job_id: str) -> Doc | None:
         return await self._db["jobs"].find_one({"_id": job_id}, {"outbox": 0})
@@ -180,13 +184,17 @@ def _set_holder(condition: Doc, holder: Doc | None) -> list[Doc]:
 def _waiting(job: Doc) -> WaitingJob:
     queue = job.get("queue") or {}
     spec = job["spec"]
+    strikes = job.get("strikes", 0)
+    struck = (job.get("struck") or [])[-strikes:] if strikes else []
     return WaitingJob(
         id=job["_id"],
         created_at=job["created_at"],
         num_slots=(spec.get("resources") or {}).get("num_slots", 1),
         priority=spec.get("priority", 0),
         attempt=job["attempt"],
-        strikes=job.get("strikes", 0),
+        strikes=strikes,
+        struck_ago_s=(job["now"] - struck[-1]["at"]).total_seconds() if struck else math.inf,
+        struck_on=frozenset(node for strike in struck for node in strike["nodes"]),
         reason=queue.get("reason"),
         position=queue.get("position"),
     )
@@ -199,4 +207,12 @@ def _node(node: Doc) -> TrainerNode:
             claim = (holder["job"], holder["attempt"])
             claimed[claim] = (*claimed.get(claim, ()), slot["index"])
     free = tuple(slot["index"] for slot in node["slots"] if slot.get("holder") is None)
-    return TrainerNode(node["_id"], len(node["slots"]), free, claimed)
+    struck = node.get("struck")
+    return TrainerNode(
+        node["_id"],
+        len(node["slots"]),
+        free,
+        claimed,
+        struck_by=tuple(struck["jobs"]) if struck else (),
+        struck_ago_s=(node["now"] - struck["at"]).total_seconds() if struck else math.inf,
+    )

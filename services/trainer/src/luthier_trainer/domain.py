@@ -28,6 +28,8 @@ class Claim:
     attempt: int
     slots: tuple[int, ...]
     claimed_at: datetime | None
+    token: str | None = None
+    """Tells this claim from another one for the same attempt."""
 
     @property
     def key(self) -> RunKey:
@@ -80,7 +82,13 @@ def claims_of(slots: Sequence[Doc]) -> list[Claim]:
         if (holder := slot.get("holder")) is not None:
             found.setdefault((holder["job"], holder["attempt"]), []).append(slot)
     return [
-        Claim(job, attempt, tuple(slot["index"] for slot in held), held[0]["holder"].get("claimed_at"))
+        Claim(
+            job,
+            attempt,
+            tuple(slot["index"] for slot in held),
+            held[0]["holder"].get("claimed_at"),
+            held[0]["holder"].get("claim"),
+        )
         for (job, attempt), held in found.items()
     ]
 
@@ -105,6 +113,21 @@ def is_ours(claim: Claim, job: Doc | None, node: str) -> bool:
     if job is None or job["phase"] not in HELD:
         return False
     return bool(job["attempt"] == claim.attempt and _names(job, claim, node))
+
+
+def was_used(claim: Claim, job: Doc | None, node: str) -> bool:
+    """Whether an attempt was placed on a claim; a document of a later attempt no longer says where this one ran."""
+    if job is None or job["attempt"] < claim.attempt:
+        return False
+    return job["attempt"] > claim.attempt or _names(job, claim, node)
+
+
+def tells_of_node(ending: f.RunFact | None, has_saved: bool) -> bool | None:
+    """What a run's end says of its node: True that it works, False that it may not, None nothing."""
+    if has_saved or isinstance(ending, f.RunFinished):
+        return True
+    is_strike = isinstance(ending, f.RunFailed) and not ending.preempted and ending.problem.owner != "user"
+    return False if is_strike else None
 
 
 def assignment_of(claim: Claim, job: Doc) -> Assignment:

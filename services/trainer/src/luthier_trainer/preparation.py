@@ -1,9 +1,13 @@
 """Everything a run needs, on this node's disk and checked, as the spec of its child."""
 
+import errno
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from luthier_common.contract.events import CheckpointRejected, CheckpointSaved
+from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.objects import ObjectStore
 from luthier_trainer.domain import Assignment, AttemptOverError, child_hyperparameters
@@ -12,6 +16,7 @@ from luthier_trainer.settings import TrainerSettings
 from luthier_trainer.store import Store
 from luthier_trainer.transfers import (
     METRICS_FILE,
+    PreparationError,
     fetch_base_bundle,
     fetch_checkpoint,
     fetch_dataset,
@@ -32,6 +37,10 @@ class Preparation:
 
     async def prepare(self, directory: Path, has_gpus: bool) -> RunSpec:
         """Fill the run's directory and write its `run.json`. Repeatable."""
+        with _disk_of_node():
+            return await self._prepare(directory, has_gpus)
+
+    async def _prepare(self, directory: Path, has_gpus: bool) -> RunSpec:
         run, settings = self._run, self._settings
         cache = (settings.home / "cache" / "bases").absolute()
         base_dir = await fetch_base_bundle(self._store, self._objects, run.base_digest, cache)
@@ -101,6 +110,17 @@ class Preparation:
         told = await self._store.state(self._run.claim, fact, op_id=f"CheckpointRejected/{wanted.step}", also=also)
         if not told.done:
             raise AttemptOverError(told.outcome)
+
+
+@contextmanager
+def _disk_of_node() -> Iterator[None]:
+    """A full disk is no server to wait for: slots would be held all the while, and another node may have room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PreparationError(FailureReason.STORAGE, "The node that was to run the job has no room left.") from error
 
 
 def _directory_of(saved: CheckpointSaved, directory: Path) -> Path:

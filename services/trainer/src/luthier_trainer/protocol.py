@@ -2,7 +2,8 @@
 
 The service writes `RUN_DIR/run.json` (`RunSpec`) and starts `python -m luthier_trainer.training RUN_DIR`. The child
 writes one JSON line per `Progress` to the descriptor that `LUTHIER_PROGRESS_FD` names; stdout and stderr are its log.
-SIGTERM asks it to save at the end of the running step and to end as paused. It deletes no checkpoint.
+SIGTERM asks it to drop the running step, to save what the one before made, and to end as paused. It deletes no
+checkpoint.
 """
 
 from enum import IntEnum
@@ -38,6 +39,7 @@ class SftHyperparameters(_Shape):
     learning_rate: float = Field(gt=0)
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(0, ge=0)
+    warmup_ratio: float | None = Field(None, ge=0, le=1, description="of the steps really made; wins over warmup_steps")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 switches clipping off")
     lora: bool = Field(True, description="false trains all weights")
@@ -47,6 +49,12 @@ class SftHyperparameters(_Shape):
     target_modules: str | list[str] = "all-linear"
     context_length: int = Field(ge=2, description="longest row in tokens")
     packing: bool = Field(False, description="fill each row of a batch with several examples")
+
+    def warmup_of(self, total_steps: int) -> int:
+        """Steps that warm up: packed, a run makes fewer steps than was known when the job was placed."""
+        if self.warmup_ratio is None:
+            return min(self.warmup_steps, total_steps)
+        return int(self.warmup_ratio * total_steps)
 
 
 class RunSpec(_Shape):
@@ -73,7 +81,7 @@ class RunSpec(_Shape):
     max_tokens_per_forward: int | None = Field(
         None, ge=1, description="bounds memory; changes no result beyond rounding"
     )
-    stall_after_s: float = Field(120.0, gt=0, description="a step may take this long, or ten times the median")
+    stall_after_s: float = Field(120.0, gt=0, description="a forward may take this long, or ten times the median pace")
 
 
 class Started(_Shape):

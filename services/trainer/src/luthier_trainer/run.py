@@ -16,7 +16,7 @@ from luthier_common.kit.logs import bind
 from luthier_common.kit.objects import ObjectStore
 from luthier_common.kit.room import TRANSIENT_ERRORS
 from luthier_common.kit.telemetry import linked_trace, span_of
-from luthier_trainer.domain import Assignment, AttemptOverError, failure_of, run_failed
+from luthier_trainer.domain import Assignment, AttemptOverError, failure_of, run_failed, tells_of_node
 from luthier_trainer.executor import LOG_FILE, Child, Executor
 from luthier_trainer.insisting import Insist
 from luthier_trainer.preparation import Preparation
@@ -52,12 +52,14 @@ class Run:
         self._settings = settings
         self._gpus = gpus
         self._child: Child | None = None
+        self._teller: Teller | None = None
         self._work: asyncio.Task[RunFact] | None = None
         self._killing: asyncio.TimerHandle | None = None
         self._poked = asyncio.Event()
         self._is_over = False
         self._is_pausing = False
         self._is_leaving = False
+        self._is_overdue = False
         self._is_given_up = False
         self._insist = Insist(settings.unreachable_cap_s, lambda: self._is_over)
 
@@ -81,6 +83,7 @@ class Run:
         named = {f"luthier.{name.replace('_', '.')}": value for name, value in fields.items()}
         with bind(**fields), linked_trace("trainer.run", self._run.trace, named):
             lease = asyncio.create_task(self._keep_lease())
+            ending: RunFact | None = None
             try:
                 ending = await self._work_to_end()
                 await self._reap()
@@ -96,7 +99,8 @@ class Run:
                 forget_run(claim.job_id)
                 await self._keep_log()
                 insist = Insist(self._settings.unreachable_cap_s, lambda: self._is_given_up)
-                await insist(lambda: self._store.free(claim))
+                works = tells_of_node(ending, self._saved_step is not None)
+                await insist(lambda: self._store.free(claim, works=works))
                 self._workplace.remove(claim)
 
     async def _work_to_end(self) -> RunFact | None:
@@ -142,7 +146,9 @@ class Run:
         log.info("the child has started")
         if self._is_pausing or self._is_leaving:
             self._pause_child(child)
-        teller = Teller(self._run, self._store, self._objects, self._insist, directory, self._settings.steps_every_s)
+        self._teller = teller = Teller(
+            self._run, self._store, self._objects, self._insist, directory, self._settings.steps_every_s
+        )
         await teller.follow(child.reports())
         code = await child.wait()
         await failpoint("trainer.after_child")
@@ -153,8 +159,7 @@ class Run:
                 return self._paused(report)
             case Failed() as report:
                 return failure_of(report)
-            case _ if code == -signal.SIGTERM and (self._is_pausing or self._is_leaving):
-                # It was asked before it could listen, so it had begun nothing.
+            case _ if self._was_stopped_by_us(code):
                 return self._stopped_early()
             case _:
                 log.error("the child ended without a word", extra={"exit_code": code})
@@ -168,10 +173,21 @@ class Run:
         return run_failed(FailureReason.RUN_CRASHED, "The training process was told to stop by nobody here.")
 
     def _stopped_early(self) -> RunFact:
-        """The ending of a run that was stopped before its child had begun."""
-        if self._is_pausing:
-            return RunPaused(step=self._run.checkpoint.step if self._run.checkpoint else None)
-        return _left()
+        """The ending of a run that was stopped and saved nothing for it: it had not begun, or did not end in time."""
+        if not self._is_pausing:
+            return _left()
+        resumed_from = self._run.checkpoint.step if self._run.checkpoint else None
+        return RunPaused(step=self._saved_step or resumed_from)
+
+    def _was_stopped_by_us(self, exit_code: int) -> bool:
+        """Asked before it could listen, or killed because its step took longer than the budget: no crash."""
+        if exit_code == -signal.SIGTERM:
+            return self._is_pausing or self._is_leaving
+        return exit_code == -signal.SIGKILL and self._is_overdue
+
+    @property
+    def _saved_step(self) -> int | None:
+        return None if self._teller is None else self._teller.saved_step
 
     async def _keep_lease(self) -> None:
         """Renew; do what is wanted. Without an answer for too long nobody can know whose attempt this is: it ends."""
@@ -209,7 +225,12 @@ class Run:
         child.ask_pause()
         if self._killing is None:
             loop = asyncio.get_running_loop()
-            self._killing = loop.call_later(self._settings.pause_budget_s, child.kill)
+            self._killing = loop.call_later(self._settings.pause_budget_s, self._kill_overdue, child)
+
+    def _kill_overdue(self, child: Child) -> None:
+        log.warning("the child did not end within %g s; it is killed", self._settings.pause_budget_s)
+        self._is_overdue = True
+        child.kill()
 
     def _abandon(self) -> None:
         """Stop at once and say nothing: others decide about this job now."""

@@ -15,10 +15,11 @@ from luthier_common.kit import ledger
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import AFTER, Database, Doc
-from luthier_trainer.domain import Claim
+from luthier_trainer.domain import Claim, was_used
 from luthier_trainer.inventory import merge_slots
 
 ACTOR = Actor(room="trainer")
+MAX_STRUCK = 8
 _OWNED = {"org": "system", "project": "system", "owner": "system"}
 
 
@@ -49,7 +50,7 @@ class Store:
             actor=ACTOR,
             op_id=f"join/{secrets.token_hex(4)}",
             match={"slots": known},
-            also={"slots": merged, "draining": False},
+            also={"slots": merged, "draining": False, "struck": None},
         )
         if not done.done:
             raise TransientError(f"the node could not join: {done.outcome}")
@@ -119,33 +120,43 @@ class Store:
             (one for one in saved if one.step < below_step), key=lambda one: (one.step, one.attempt), reverse=True
         )
 
-    async def free(self, claim: Claim) -> None:
-        """Write the usage ledger, then free the slots. Done twice it changes nothing."""
+    async def free(self, claim: Claim, *, works: bool | None = None) -> None:
+        """Write the usage ledger, then free the slots. Done twice it changes nothing.
+
+        `works` is what the run told of this node (`domain.tells_of_node`); the scheduler has it rest by that.
+        """
         await failpoint("trainer.before_free")
-        job = await self.db["jobs"].find_one({"_id": claim.job_id}, {"org": 1, "project": 1})
+        job = await self.db["jobs"].find_one({"_id": claim.job_id}, {"outbox": 0})
+        if was_used(claim, job, self.node):
+            await self._book(claim, job or {})
+        await failpoint("trainer.after_usage")
+        is_held = {
+            "$and": [{"$eq": ["$$slot.holder.job", claim.job_id]}, {"$eq": ["$$slot.holder.attempt", claim.attempt]}]
+        }
+        freed = {"$cond": [is_held, {"$mergeObjects": ["$$slot", {"holder": None}]}, "$$slot"]}
+        changed: Doc = {"slots": {"$map": {"input": "$slots", "as": "slot", "in": freed}}}
+        if works is not None:
+            is_first = {"$anyElementTrue": {"$map": {"input": "$slots", "as": "slot", "in": is_held}}}
+            changed["struck"] = {"$cond": [is_first, None if works else _one_more(claim.job_id), "$struck"]}
+        await self.db["nodes"].update_one({"_id": self.node}, [{"$set": changed}])
+        await failpoint("trainer.after_free")
+
+    async def _book(self, claim: Claim, job: Doc) -> None:
+        """The usage ledger's row of a claim; the first one stays."""
         row: dict[str, Any] = {
             "job": claim.job_id,
             "attempt": claim.attempt,
             "node": self.node,
             "slots": list(claim.slots),
             "from": claim.claimed_at,
-            "org": (job or {}).get("org"),
-            "project": (job or {}).get("project"),
+            "org": job.get("org"),
+            "project": job.get("project"),
         }
         literals = {name: {"$literal": value} for name, value in row.items()}
-        key = f"{claim.job_id}/a{claim.attempt}/{self.node}"
+        key = f"{claim.job_id}/a{claim.attempt}/{self.node}/{claim.token}"
         await self.db["usage"].update_one(
             {"_id": key}, [{"$set": {**literals, "to": {"$ifNull": ["$to", "$$NOW"]}}}], upsert=True
         )
-        await failpoint("trainer.after_usage")
-        is_held = {
-            "$and": [{"$eq": ["$$slot.holder.job", claim.job_id]}, {"$eq": ["$$slot.holder.attempt", claim.attempt]}]
-        }
-        freed = {"$cond": [is_held, {"$mergeObjects": ["$$slot", {"holder": None}]}, "$$slot"]}
-        await self.db["nodes"].update_one(
-            {"_id": self.node}, [{"$set": {"slots": {"$map": {"input": "$slots", "as": "slot", "in": freed}}}}]
-        )
-        await failpoint("trainer.after_free")
 
     async def read_file(self, file_id: str) -> Doc | None:
         """Where a file's bytes are and what they hash to."""
@@ -160,3 +171,9 @@ class Store:
         await ledger.record(
             self.db, key, sha256=sha256, num_bytes=num_bytes, org=org, project=project, reference=f"job/{claim.job_id}"
         )
+
+
+def _one_more(job_id: str) -> Doc:
+    """The failed runs of a node with another one, of this job."""
+    jobs = {"$concatArrays": [{"$ifNull": ["$struck.jobs", []]}, [{"$literal": job_id}]]}
+    return {"jobs": {"$slice": [jobs, -MAX_STRUCK]}, "at": "$$NOW"}

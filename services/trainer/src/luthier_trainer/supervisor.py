@@ -115,7 +115,9 @@ class Supervisor:
                 return
             case Verdict.START:
                 assert job is not None
-                self._start(claim, job, slots)
+                # The node may have begun to stop while its claims were read.
+                if not self._is_stopping:
+                    self._start(claim, job, slots)
                 return
             case Verdict.LOST:
                 fact = run_failed(FailureReason.NODE_RESTARTED)

@@ -54,6 +54,8 @@ class Teller:
         self._total_steps = run.total_steps
         self._uploaded: list[Path] = []
         self._meter = RunMeter(run.claim.job_id, run.claim.attempt)
+        self.saved_step: int | None = None
+        """Of the last checkpoint of this attempt that the job was told of."""
         self.last: Finished | Paused | Failed | None = None
 
     async def follow(self, reports: AsyncIterator[Progress]) -> None:
@@ -175,6 +177,7 @@ class Teller:
         )
         self._check(await self._insist(lambda: self._store.state(self._run.claim, fact)))
         await failpoint("trainer.after_checkpoint_saved")
+        self.saved_step = report.step
         saw_checkpoint(time.monotonic() - began_s, blob.bytes)
         self._uploaded.append(report.directory)
         for old in self._uploaded[:-KEEP_CHECKPOINTS]:

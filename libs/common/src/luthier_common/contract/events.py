@@ -12,6 +12,9 @@ from pydantic import Field
 from luthier_common.contract.spec import JobSpec, ResolvedHyperparameters, Shape
 from luthier_common.contract.topics import Kind
 
+DELETED = "deleted"
+"""The field of a document whose thing was deleted though its phase stays: no fact follows."""
+
 
 class Fact(Shape):
     """Something that happened to one thing. Never holds prompts, texts, tokens or secrets."""
@@ -432,6 +435,13 @@ class JobRestarted(JobFact):
 
     def counts(self) -> dict[str, int]:
         return {"generation": 1}
+
+
+class JobDeleted(JobFact):
+    """A user deleted a job that had ended: nobody finds it any more, and what only it needed goes. Its model stays."""
+
+    def remembers(self) -> dict[str, Any]:
+        return {DELETED: True}
 
 
 # Models

@@ -52,6 +52,11 @@ def model_id_of(job_id: str, generation: int) -> str:
     return MODEL_PREFIX + product_core(job_id, generation)
 
 
+def result_file_id_of(job_id: str, generation: int) -> str:
+    """The id of the file with the metrics that a generation of a job makes."""
+    return FILE_PREFIX + product_core(job_id, generation)
+
+
 def model_name(base: str, org_name: str, suffix: str | None, model_id: str) -> str:
     """`ft:<base>:<org>:<suffix>:<id>`: opaque for everyone, since a base may hold `:` and `/`."""
     org = _UNFIT_FOR_NAMES.sub("-", org_name).strip("-") or "default"

@@ -37,6 +37,8 @@ class Row:
     """Values of the fact's own fields that select this row."""
     reopens: bool = False
     """A user's restart of a final thing; raises the generation."""
+    closes: bool = False
+    """A user's deletion of a final thing that keeps its phase: no fact follows, not even a restart."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,17 @@ class Lifecycle:
 
     def moves(self, facts: Sequence[f.Fact]) -> dict[str, str]:
         """For each phase in which all of `facts` may be stated one after the other: the phase they lead to."""
+        if any(self.closes(fact) for fact in facts[:-1]):
+            return {}
         ends = {phase: phase for phase in (NEW, *(p.name for p in self.phases))}
         for fact in facts:
             step = self._step(fact)
             ends = {start: step[now] for start, now in ends.items() if now in step}
         return ends
+
+    def closes(self, fact: f.Fact) -> bool:
+        """Whether nothing may follow this fact."""
+        return any(row.closes and isinstance(fact, row.fact) for row in self.rows)
 
     def _step(self, fact: f.Fact) -> dict[str, str]:
         step: dict[str, str] = {}
@@ -124,6 +132,7 @@ JOB = Lifecycle(
             "api",
         ),
         Row(("failed", "cancelled"), f.JobRestarted, "checking", "api", reopens=True),
+        Row(("succeeded", "failed", "cancelled"), f.JobDeleted, None, "api", closes=True),
     ),
 )
 

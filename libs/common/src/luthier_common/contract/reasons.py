@@ -17,11 +17,19 @@ class FailureReason(StrEnum):
         member.sentence = sentence
         return member
 
-    INVALID_FILE = "invalid_file", "user", "A data file has lines that cannot be trained on; the report names each."
+    INVALID_FILE = (
+        "invalid_file",
+        "user",
+        "A data file has lines that cannot be trained on; the error names the first of them.",
+    )
     INVALID_N_EXAMPLES = "invalid_n_examples", "user", "The training file has fewer examples than the minimum."
     CHECK_LIMITS_EXCEEDED = "check_limits_exceeded", "user", "Reading a data file took more memory or time than it may."
     FILE_MISSING = "file_missing", "user", "A data file was deleted before the job could read it."
-    ROW_TOO_LONG = "row_too_long", "user", "A row is longer than the context length; the report names each."
+    ROW_TOO_LONG = (
+        "row_too_long",
+        "user",
+        "A row is longer than the context length; the error names up to ten lines.",
+    )
     NOTHING_TO_LEARN = "nothing_to_learn", "user", "No row holds an assistant message that could be learned."
     TEMPLATE_REFUSED = (
         "template_refused",

@@ -26,13 +26,16 @@ def resolve(spec: JobSpec, num_examples: int, context_length: int) -> ResolvedHy
     rate = base_rate * multiplier
     if asked.learning_rate is not None:
         rate, multiplier = asked.learning_rate, asked.learning_rate / base_rate
+    warmup_ratio = _warmup_ratio(asked)
+    warmup_steps = min(asked.warmup_steps or 0, total_steps)
     return ResolvedHyperparameters(
         n_epochs=n_epochs,
         batch_size=batch_size,
         learning_rate=rate,
         learning_rate_multiplier=multiplier,
         base_learning_rate=base_rate,
-        warmup_steps=_warmup_steps(asked, total_steps),
+        warmup_steps=warmup_steps if warmup_ratio is None else int(warmup_ratio * total_steps),
+        warmup_ratio=warmup_ratio,
         weight_decay=asked.weight_decay,
         max_grad_norm=asked.max_grad_norm,
         lora=asked.lora,
@@ -62,8 +65,8 @@ def auto_batch_size(num_examples: int) -> int:
     return max(1, min(MAX_BATCH_SIZE, num_examples // 500))
 
 
-def _warmup_steps(asked: Hyperparameters, total_steps: int) -> int:
+def _warmup_ratio(asked: Hyperparameters) -> float | None:
+    """None where steps were asked for."""
     if asked.warmup_steps is not None:
-        return min(asked.warmup_steps, total_steps)
-    ratio = WARMUP_RATIO if asked.warmup_ratio is None else asked.warmup_ratio
-    return int(ratio * total_steps)
+        return None
+    return WARMUP_RATIO if asked.warmup_ratio is None else asked.warmup_ratio

@@ -51,6 +51,7 @@ class ResolvedHyperparameters(Shape):
     learning_rate_multiplier: float
     base_learning_rate: float
     warmup_steps: int
+    warmup_ratio: float | None = Field(None, description="what decides, unless steps were asked for")
     weight_decay: float
     max_grad_norm: float
     lora: bool
@@ -60,7 +61,7 @@ class ResolvedHyperparameters(Shape):
     context_length: int
     packing: bool
     on_overlength: OnOverlength = "error"
-    total_steps: int
+    total_steps: int = Field(description="without packing, which makes fewer: RunStarted says how many")
     seed: int
 
 

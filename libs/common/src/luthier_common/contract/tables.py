@@ -87,7 +87,9 @@ def _fact(row: Row) -> str:
 
 
 def _target(row: Row) -> str:
-    return "stays" if row.target is None else f"`{row.target}`" + (" (reopens)" if row.reopens else "")
+    if row.target is None:
+        return "stays" + (" (nothing follows)" if row.closes else "")
+    return f"`{row.target}`" + (" (reopens)" if row.reopens else "")
 
 
 def _rows_of(shape: type[Fact]) -> list[Row]:

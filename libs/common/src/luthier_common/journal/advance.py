@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from luthier_common.contract.envelope import Actor
-from luthier_common.contract.events import Fact
+from luthier_common.contract.events import DELETED, Fact
 from luthier_common.contract.lifecycle import LIFECYCLES, NEW, Lifecycle
 from luthier_common.contract.topics import COLLECTIONS, MAX_FACT_BYTES, Kind, partition_of
 from luthier_common.kit.errors import TransientError
@@ -20,6 +20,7 @@ MAX_OUTBOX = 500
 MAX_OUTBOX_BULK = 400
 """Step facts are refused above this, so that lifecycle facts always find room."""
 MAX_OPS = 64
+MAX_STRUCK = 16
 
 
 class Outcome(StrEnum):
@@ -31,7 +32,7 @@ class Outcome(StrEnum):
     STALE = "stale"
     """It belongs to an older attempt."""
     ILLEGAL = "illegal"
-    """The life table does not allow it in this phase, or the thing does not exist."""
+    """The life table does not allow it in this phase, or the thing does not exist, or no longer."""
     CHANGED = "changed"
     """The document no longer has the values named in `match`."""
     FULL = "full"
@@ -110,7 +111,8 @@ async def advance(
 
     `op_id` names the deed where the facts have no natural key; stated twice it is done once. `attempt` is required for
     facts of a run. `match` adds conditions (a lease value that was seen); `also` sets fields that no fact carries.
-    A lost reply is settled by reading the document again. Raises a driver error when the database stays away.
+    A lost reply is settled by reading the document again. Raises a driver error or TransientError when the database
+    stays away: an answer is never made of what is not known.
     """
     listed = [facts] if isinstance(facts, Fact) else list(facts)
     assert listed, "an advance states something"
@@ -118,7 +120,7 @@ async def advance(
     assert attempt is not None or not any(fact.of_a_run for fact in listed), "facts of a run name their attempt"
     life = LIFECYCLES[kind]
     moves = {start: end for start, end in life.moves(listed).items() if start != NEW}
-    conditions: list[Doc] = [{"phase": {"$in": list(moves)}}, *_news(listed)]
+    conditions: list[Doc] = [{"phase": {"$in": list(moves)}, DELETED: {"$ne": True}}, *_news(listed)]
     if attempt is not None:
         conditions.append({"attempt": attempt})
     if op_id is not None:
@@ -131,11 +133,13 @@ async def advance(
     collection = db[COLLECTIONS[kind]]
     query = {"_id": thing_id, "$and": [*conditions, room_for]}
     doc: Doc | None = None
+    failure: Exception | None = None
     for _ in range(5):
+        failure = None
         try:
             doc = await collection.find_one_and_update(query, update, projection={"outbox": 0}, return_document=AFTER)
-        except DRIVER_ERRORS:
-            doc = None
+        except DRIVER_ERRORS as error:
+            doc, failure = None, error
         await failpoint("journal.after_advance")
         if doc is not None:
             return Advanced(Outcome.APPLIED, doc)
@@ -143,6 +147,8 @@ async def advance(
         outcome = await _why_not(db, kind, seen, moves, conditions, room_for, op_id, attempt, listed, match)
         if outcome is not None:
             return Advanced(outcome, seen)
+    if failure is not None:
+        raise TransientError("the database did not answer; whether the write happened is not known") from failure
     return Advanced(Outcome.CHANGED, doc)
 
 
@@ -180,7 +186,7 @@ async def _why_not(
         return Outcome.STALE
     if (news := _news(facts)) and not await holds(*news):
         return Outcome.DUPLICATE
-    if seen["phase"] not in moves:
+    if seen["phase"] not in moves or seen.get(DELETED):
         return Outcome.ILLEGAL
     if match and not await holds(dict(match)):
         return Outcome.CHANGED
@@ -227,6 +233,10 @@ def _update(
         | changed
         | {"updated_at": "$$NOW"}
     )
+    if "strikes" in counted:
+        # Who decides when and where the next attempt is made must know of the last ones when and where they ended.
+        strike = {"at": "$$NOW", "nodes": {"$ifNull": ["$members.node", []]}}
+        first["struck"] = {"$slice": [{"$concatArrays": [{"$ifNull": ["$struck", []]}, [strike]]}, -MAX_STRUCK]}
     if op_id is not None:
         first["ops"] = {"$slice": [{"$concatArrays": ["$ops", [{"$literal": op_id}]]}, -MAX_OPS]}
     end_phase = next(iter(ends)) if len(ends) == 1 else None

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 from luthier_common.contract.envelope import Actor, Envelope
 from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
@@ -16,21 +16,35 @@ from luthier_common.journal.notes import Notes
 from luthier_common.journal.telemetry import num_published
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
+from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import OUTAGES, Database, Doc
+from luthier_common.kit.rests import Rests
 from luthier_common.kit.stream import Message, Writer
 
 log = logging.getLogger(__name__)
 LEASE_S = 3.0
 MARGIN_S = 0.5
-MAX_THINGS = 200
+PATIENCE_S = 0.25
+"""A send that takes longer goes on by itself: neither the other partitions nor the leases wait for it."""
+LAST_PATIENCE_S = 1.0
+FIRST_REST_S, MAX_REST_S = 0.5, 5.0
+MAX_THINGS = 120
+"""Found at once of one partition."""
 MAX_FACTS = 2000
 """At once to one partition: after a long outage, what waits must not outlast the lease."""
-ALL_PARTS = tuple((kind, part) for kind, topic in TOPICS.items() for part in range(topic.num_partitions))
+Place: TypeAlias = tuple[Kind, int]
+ALL_PARTS: tuple[Place, ...] = tuple(
+    (kind, part) for kind, topic in TOPICS.items() for part in range(topic.num_partitions)
+)
 
 
 class Relay:
-    """Publishes for the partitions whose leases it holds; several relays share them."""
+    """Publishes for the partitions whose leases it holds; several relays share them.
+
+    Each partition has one send at a time, so that no fact of a thing goes out while it is not known what became of the
+    one before it. A partition that cannot be reached rests and is left to other relays; the rest go on.
+    """
 
     def __init__(self, db: Database, writer: Writer, *, owner: str, source: str, clock: Clock) -> None:
         self._db = db
@@ -42,39 +56,57 @@ class Relay:
         self._renewing: asyncio.Task[None] | None = None
         self.has_more = False
         """Whether the last step left something because it was too much at once."""
-        self._ask_at: dict[tuple[Kind, int], float] = {}
-        self._held_until: dict[tuple[Kind, int], float] = {}
-        self._held: dict[tuple[Kind, int], leases.Lease] = {}
+        self.under_way: dict[Place, asyncio.Task[int]] = {}
+        """Sends that the last step did not wait for."""
+        self._rests = Rests[Place](clock, first_s=FIRST_REST_S, most_s=MAX_REST_S)
+        self._ask_at: dict[Place, float] = {}
+        self._held_until: dict[Place, float] = {}
+        self._held: dict[Place, leases.Lease] = {}
 
     async def step(self) -> int:
-        """Publish what waits in my partitions once; the number of facts published."""
+        """Publish what waits in my partitions once; the number of facts whose sends have ended."""
+        num_sent = self._collect()
         await self._keep_leases()
         await self._notes.make_room()
         known = self._notes.ids()
-        waiting: dict[tuple[Kind, int], list[Envelope]] = defaultdict(list)
-        found = await self._find_unsent()
-        for thing in found:
-            kind = Kind(thing["kind"])
-            unsent = (envelope_of(kind, thing, entry) for entry in sorted(thing["outbox"], key=_seq))
-            waiting[(kind, int(thing["part"]))] += [envelope for envelope in unsent if envelope.id not in known]
-        self.has_more = len(found) >= MAX_THINGS or any(len(facts) > MAX_FACTS for facts in waiting.values())
-        sends = (self._publish(*where, facts) for where, facts in waiting.items())
-        ended = await asyncio.gather(*sends, return_exceptions=True)
-        for result in ended:
-            if isinstance(result, BaseException):
-                raise result
-        return sum(result for result in ended if isinstance(result, int))
+        found = await self._find_unsent(
+            [place for place in self._held if place not in self.under_way and not self._rests.is_resting(place)]
+        )
+        waiting = {place: _unsent_of(place, things, known) for place, things in found.items()}
+        self.has_more = any(len(things) >= MAX_THINGS for things in found.values()) or any(
+            len(facts) > MAX_FACTS for facts in waiting.values()
+        )
+        sends = {place: asyncio.create_task(self._publish(place, facts)) for place, facts in waiting.items() if facts}
+        self.under_way |= sends
+        if sends:
+            await asyncio.wait(sends.values(), timeout=PATIENCE_S)
+        return num_sent + self._collect()
+
+    def _collect(self) -> int:
+        """What the sends that have ended published."""
+        ended = [place for place, send in self.under_way.items() if send.done()]
+        return sum(self.under_way.pop(place).result() for place in ended)
 
     async def release(self) -> None:
         if self._renewing is not None:
             with suppress(*OUTAGES):
                 await self._renewing
+        await self._end_sends()
         await self._notes.write()
         for lease in self._held.values():
             await leases.release(self._db, lease)
         self._held.clear()
         self._held_until.clear()
         self._ask_at.clear()
+
+    async def _end_sends(self) -> None:
+        """What was sent and is not known to be stored is sent again, by whoever comes next."""
+        if self.under_way:
+            _, slow = await asyncio.wait(self.under_way.values(), timeout=LAST_PATIENCE_S)
+            for send in slow:
+                send.cancel()
+            await asyncio.gather(*self.under_way.values(), return_exceptions=True)
+            self.under_way.clear()
 
     async def _keep_leases(self) -> None:
         """Renew beside the work, which is not kept waiting: `_publish` looks how long its lease still holds."""
@@ -87,52 +119,82 @@ class Relay:
             renewed.result()
 
     async def _hold_all(self) -> None:
-        for kind, part in ALL_PARTS:
-            await self._hold(kind, part)
+        for place in ALL_PARTS:
+            await self._hold(place)
 
-    async def _hold(self, kind: Kind, part: int) -> None:
+    async def _hold(self, place: Place) -> None:
         """Take or renew a lease when it is time to; one that another holds is not asked for at every wake-up."""
         now = self._clock.monotonic_s()
-        if now < self._ask_at.get((kind, part), now):
+        if now < self._ask_at.get(place, now) or self._rests.is_resting(place):
             return
+        kind, part = place
         lease = await leases.acquire(self._db, f"relay/{kind}/{part}", self._owner, LEASE_S)
-        self._ask_at[(kind, part)] = now + (LEASE_S / 3 if lease is None else LEASE_S / 2)
+        self._ask_at[place] = now + (LEASE_S / 3 if lease is None else LEASE_S / 2)
         if lease is None:
-            self._held.pop((kind, part), None)
-            self._held_until.pop((kind, part), None)
+            self._held.pop(place, None)
+            self._held_until.pop(place, None)
         else:
-            self._held[(kind, part)] = lease
-            self._held_until[(kind, part)] = now + LEASE_S
+            self._held[place] = lease
+            self._held_until[place] = now + LEASE_S
 
-    async def _find_unsent(self) -> list[Doc]:
-        """Things of my partitions with the entries that have no place, in one round trip for all kinds."""
-        parts = {kind: [part for held_kind, part in self._held if held_kind == kind] for kind in TOPICS}
-        (first, *others) = (_finding(kind, mine) for kind, mine in parts.items())
-        united = [{"$unionWith": {"coll": COLLECTIONS[kind], "pipeline": found}} for kind, found in others]
-        return await self._db[COLLECTIONS[first[0]]].aggregate([*first[1], *united]).to_list(None)
+    async def _find_unsent(self, places: list[Place]) -> dict[Place, list[Doc]]:
+        """Things of these partitions with the entries that have no place, in one round trip for all.
 
-    async def _publish(self, kind: Kind, part: int, facts: list[Envelope]) -> int:
+        So many of each partition: what waits in one that cannot be reached never hides what waits in the others.
+        """
+        if not places:
+            return {}
+        (first, *others) = places
+        united = [{"$unionWith": {"coll": COLLECTIONS[other[0]], "pipeline": _finding(other)}} for other in others]
+        found: dict[Place, list[Doc]] = defaultdict(list)
+        async for thing in self._db[COLLECTIONS[first[0]]].aggregate([*_finding(first), *united]):
+            found[(Kind(thing["kind"]), int(thing["part"]))].append(thing)
+        return found
+
+    async def _publish(self, place: Place, facts: list[Envelope]) -> int:
+        kind, part = place
         envelopes = facts[:MAX_FACTS]
-        if not envelopes or self._clock.monotonic_s() > self._held_until.get((kind, part), 0.0) - MARGIN_S:
+        if self._clock.monotonic_s() > self._held_until.get(place, 0.0) - MARGIN_S:
             return 0
         messages = [Message(e.thing.encode(), e.value(), e.headers(self._source)) for e in envelopes]
-        await failpoint("relay.before_send")
-        offsets = await self._writer.send(TOPICS[kind].name, part, messages)
+        try:
+            await failpoint("relay.before_send")
+            offsets = await self._writer.send(TOPICS[kind].name, part, messages)
+        except TransientError as error:
+            await self._leave(place, error)
+            return 0
+        self._rests.end(place)
         num_published.add(len(envelopes), {"topic": TOPICS[kind].name})
         await failpoint("relay.after_send")
         self._notes.add(kind, part, {(e.thing, e.seq): offset for e, offset in zip(envelopes, offsets, strict=True)})
         return len(envelopes)
+
+    async def _leave(self, place: Place, error: TransientError) -> None:
+        """Let a partition rest; another relay, which may reach it, can have its lease at once."""
+        rest_s = self._rests.begin(place)
+        log.warning("the relay waits %g s before it tells %s/%s: %s", rest_s, TOPICS[place[0]].name, place[1], error)
+        self._ask_at.pop(place, None)
+        if (lease := self._held.pop(place, None)) is not None:
+            with suppress(*OUTAGES):
+                await leases.release(self._db, lease)
 
 
 def _seq(entry: Doc) -> int:
     return int(entry["seq"])
 
 
-def _finding(kind: Kind, parts: list[int]) -> tuple[Kind, list[Doc]]:
+def _finding(place: Place) -> list[Doc]:
+    kind, part = place
     unsent: Doc = {"$filter": {"input": "$outbox", "as": "e", "cond": {"$eq": ["$$e.offset", None]}}}
     fields = {"kind": {"$literal": str(kind)}, "org": 1, "project": 1, "part": 1, "outbox": unsent}
-    mine = {"part": {"$in": parts}, "unsent": True}
-    return kind, [{"$match": mine}, {"$limit": MAX_THINGS}, {"$project": fields}]
+    return [{"$match": {"part": part, "unsent": True}}, {"$limit": MAX_THINGS}, {"$project": fields}]
+
+
+def _unsent_of(place: Place, things: list[Doc], known: frozenset[str]) -> list[Envelope]:
+    """In order for each thing, without those that were sent and whose places are only not written yet."""
+    entries = ((thing, entry) for thing in things for entry in sorted(thing["outbox"], key=_seq))
+    envelopes = (envelope_of(place[0], thing, entry) for thing, entry in entries)
+    return [envelope for envelope in envelopes if envelope.id not in known]
 
 
 def envelope_of(kind: Kind, thing: Doc, entry: dict[str, Any]) -> Envelope:
@@ -168,11 +230,18 @@ async def run_relay(
             log.warning("the relay waits: %s", error)
             await asyncio.sleep(0.5)
         if not has_more:
-            try:
-                await asyncio.wait_for(wake.wait(), idle_s)
-            except TimeoutError:
-                continue
+            await _pause(relay, wake, idle_s)
     await relay.release()
+
+
+async def _pause(relay: Relay, wake: asyncio.Event, idle_s: float) -> None:
+    """Until woken, or a send has ended that no step waited for: its partition is free again."""
+    woken = asyncio.create_task(wake.wait())
+    try:
+        waits = {woken, *relay.under_way.values()}
+        await asyncio.wait(waits, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        woken.cancel()
 
 
 async def wake_on_change(db: Database, wake: asyncio.Event) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from luthier_common.kit.errors import LuthierError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
-from luthier_common.kit.objects import ObjectStore
+from luthier_common.kit.objects import PART_PREFIX, ObjectStore
 
 COLLECTION = "bases"
 LOCK_POLL_S = 0.1
@@ -60,6 +60,7 @@ async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: 
     try:
         while not _is_locked(lock):  # noqa: ASYNC110 - waiting in a thread would take it from the one who downloads
             await asyncio.sleep(LOCK_POLL_S)
+        _drop_parts(target)
         for file in missing:
             path = target / file["name"]
             if not _is_there(path, file):
@@ -71,6 +72,12 @@ async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: 
                 await failpoint("bases.mid_fetch")
     finally:
         os.close(lock)
+
+
+def _drop_parts(target: Path) -> None:
+    """Under the lock nobody else writes here: these are of downloads that were killed."""
+    for part in target.glob(f"{PART_PREFIX}*"):
+        part.unlink(missing_ok=True)
 
 
 def _is_locked(lock: int) -> bool:

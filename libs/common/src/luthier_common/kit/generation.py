@@ -1,8 +1,8 @@
 """The one client of the inference room: chat completions from an engine, whole or as a stream of server-sent events.
 
 Every answer is fetched as a stream, so the read timeout bounds an engine's silence and not the length of an answer. An
-engine that is busy or away raises `EngineAwayError`: another one may answer. What it refuses raises
-`EngineRefusedError` with its own words.
+engine that is busy or away raises `EngineAwayError`: another one may answer, unless it is `EngineOverdueError`. What an
+engine refuses raises `EngineRefusedError` with its own words.
 """
 
 import json
@@ -17,7 +17,10 @@ from luthier_common.kit.errors import LuthierError, TransientError
 from luthier_common.kit.telemetry import current_traceparent
 
 CONNECT_TIMEOUT_S = 2.0
+POOL_TIMEOUT_S = 2.0
 MAX_CONNECTIONS = 200
+MAX_BODY_BYTES = 20 * 1024 * 1024
+"""An engine takes no larger body: what the API may send fits."""
 _AWAY = (429, 502, 503, 504)
 
 
@@ -25,6 +28,11 @@ class EngineAwayError(TransientError):
     """The engine did not answer, or has no room; nothing was generated."""
 
     code = "engine_unavailable"
+
+
+class EngineOverdueError(EngineAwayError):
+    """The engine took the request and said nothing for too long, or there is no connection to spare: what another
+    engine would only meet again."""
 
 
 class EngineRefusedError(LuthierError):
@@ -41,11 +49,13 @@ class EngineRefusedError(LuthierError):
 class GenerationClient:
     """Asks engines by their address. One for a process; close it with `async with`."""
 
-    def __init__(self, token: SecretStr, *, read_timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, token: SecretStr, *, read_timeout_s: float = 300.0, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
         self._token = token
         self._http = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
-            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS),
+            timeout=httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S, pool=POOL_TIMEOUT_S),
+            limits=httpx2.Limits(max_connections=max_connections),
             trust_env=False,
         )
 
@@ -81,7 +91,7 @@ class GenerationClient:
         try:
             response = await self._http.send(request, stream=True)
         except httpx2.HTTPError as error:
-            raise EngineAwayError(f"the engine does not answer: {type(error).__name__}") from error
+            raise _away("the engine does not answer", error) from error
         try:
             if response.status_code != 200:
                 raise await _failure(response)
@@ -148,7 +158,12 @@ async def _bytes(response: httpx2.Response) -> AsyncIterator[bytes]:
         async for chunk in response.aiter_bytes():
             yield chunk
     except httpx2.HTTPError as error:
-        raise EngineAwayError(f"the engine broke off: {type(error).__name__}") from error
+        raise _away("the engine broke off", error) from error
+
+
+def _away(what: str, error: httpx2.HTTPError) -> EngineAwayError:
+    is_overdue = isinstance(error, httpx2.ReadTimeout | httpx2.PoolTimeout)
+    return (EngineOverdueError if is_overdue else EngineAwayError)(f"{what}: {type(error).__name__}")
 
 
 async def _failure(response: httpx2.Response) -> LuthierError:

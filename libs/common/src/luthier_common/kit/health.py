@@ -26,6 +26,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CHECK_LIMIT_S = 1.0
+FRESH_S = 1.0
+"""Anybody may ask whether a process is ready, and the answer costs: so long it is the same one for all."""
 STALE_AFTER_S = 30.0
 
 
@@ -36,11 +38,14 @@ class Health:
         self._checks: dict[str, Check] = {}
         self._beats: dict[str, float] = {}
         self._stale_after_s: dict[str, float] = {}
+        self._looking: asyncio.Task[dict[str, str]] | None = None
+        self._fresh_until_s = 0.0
         self.stopping = False
 
     def require(self, name: str, check: Check) -> None:
         """Something without which this process cannot work."""
         self._checks[name] = check
+        self._looking = None
 
     def expect(self, name: str, stale_after_s: float = STALE_AFTER_S) -> None:
         """A loop that from now on must beat at least that often."""
@@ -64,11 +69,17 @@ class Health:
         )
 
     async def missing(self) -> dict[str, str]:
-        """What keeps this process from working, by name; empty when it is ready."""
+        """What keeps this process from working, by name; empty when it is ready. Whoever asks meanwhile shares it."""
         if self.stopping:
             return {"room": "stopping"}
+        if self._looking is None or (self._looking.done() and time.monotonic() > self._fresh_until_s):
+            self._looking = asyncio.create_task(self._look(), name="readiness")
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> dict[str, str]:
         names = list(self._checks)
         answers = await asyncio.gather(*(_ask(self._checks[name]) for name in names))
+        self._fresh_until_s = time.monotonic() + FRESH_S
         return {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
 
 

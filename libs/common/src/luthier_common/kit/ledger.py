@@ -8,12 +8,14 @@ References and when they end:
 - `file/<id>`: when the file is deleted (its bytes, and the report on it);
 - `part/<id>`: when the upload that it belongs to is completed, cancelled or expired;
 - `model/<id>`: when the model is deleted; `registering/<job>`: when it is registered, or its job left `trained`;
-- `job/<id>`: the files that a job trains on. Never released by a job's end: a failed or stopped job may be restarted,
-  which reads them again, and a deleted file must not take that away. Only the end of the job's document may let go.
+- `job/<id>`: the files that a job trains on, and what its runs stored (checkpoints, series, logs). Never released by a
+  job's end: a failed or stopped job may be restarted, which reads them again, and a deleted file must not take that
+  away. Released when the job is deleted.
 """
 
 import re
 
+from luthier_common.contract.events import DELETED
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
@@ -149,7 +151,7 @@ async def _is_alive(db: Database, key: str, reference: str) -> bool:
     places: dict[str, list[tuple[str, Doc]]] = {
         "file": [("files", {"_id": thing, "object_key": at}), ("uploads", {"file_id": thing, "object_key": at})],
         "part": [("uploads", {"parts.id": thing})],
-        "job": [("jobs", {"_id": thing})],
+        "job": [("jobs", {"_id": thing, DELETED: {"$ne": True}})],
         "model": [("models", {"_id": thing, "phase": {"$ne": "deleted"}})],
     }
     if reference.startswith(INTENT):

@@ -52,8 +52,9 @@ JOB_LISTS = [
         name="to_be_counted",
         partialFilterExpression={"phase": {"$in": ["checking", "waiting"]}},
     ),
+    IndexModel([("release_due", ASCENDING)], name="release_due", partialFilterExpression={"release_due": True}),
 ]
-"""What a project's jobs are looked for by, and how many of them wait."""
+"""What a project's jobs are looked for by, how many of them wait, and whose bytes are to be let go."""
 INDEXES: dict[str, list[IndexModel]] = {
     **{name: _thing_indexes() for name in COLLECTIONS.values()},
     "events": [
@@ -126,6 +127,9 @@ async def migrate(db: Database) -> int:
     )
     await db["models"].create_index([("project", ASCENDING), ("name", ASCENDING)], name="by_name", unique=True)
     await db["models"].create_index([("project", ASCENDING), ("aliases", ASCENDING)], name="by_alias")
+    await db["models"].create_index(
+        [("released", ASCENDING)], name="to_release", partialFilterExpression={"phase": "deleted", "released": False}
+    )
     named = {"model_name": {"$exists": True}}
     await db["jobs"].create_index(
         [("project", ASCENDING), ("model_name", ASCENDING)], name="by_model_name", partialFilterExpression=named

@@ -27,6 +27,8 @@ READ_LIMIT_BYTES = 64 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
 MAX_PENDING = 4096
 """So many pieces wait for a write at most: those of a slow sender are small, and each has its cost in memory."""
+PART_PREFIX = ".part-"
+"""So begins the name of a file that is being written; one that nobody writes any more was left by a killed process."""
 _MAX_KEY_BYTES = 900
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@,:~-]{0,199}")
 # The S3 client costs half a second and 40 MB: it is loaded only by those who name an s3:// address.
@@ -268,7 +270,7 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
 
 
 def _open_scratch(scratch: Path) -> tuple[BinaryIO, Path]:
-    handle, name = tempfile.mkstemp(prefix=".part-", dir=scratch)
+    handle, name = tempfile.mkstemp(prefix=PART_PREFIX, dir=scratch)
     return os.fdopen(handle, "wb"), Path(name)
 
 

@@ -27,7 +27,15 @@ from luthier_common.kit.objects import (
     Stored,
     finish_first,
 )
-from luthier_common.kit.objects_s3_upload import MISSING, PUT_MARK, Upload, cut_parts, error_code, translated
+from luthier_common.kit.objects_s3_upload import (
+    MISSING,
+    PUT_MARK,
+    S3RefusesError,
+    Upload,
+    cut_parts,
+    error_code,
+    translated,
+)
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -91,6 +99,8 @@ class S3Objects(ObjectStore):
         try:
             with translated(self._bucket):
                 await self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        except S3RefusesError as error:
+            raise SettingError(f"{error}: see AWS_ACCESS_KEY_ID and its secret") from error
         except ClientError as error:
             code = error_code(error)
             setting = "LUTHIER_OBJECTS_URL" if code == "NoSuchBucket" else "AWS_ACCESS_KEY_ID and its secret"

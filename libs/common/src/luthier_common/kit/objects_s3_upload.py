@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ResponseStreamingError, SSLError
+from botocore.exceptions import (
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ResponseStreamingError,
+    SSLError,
+)
 from botocore.exceptions import ConnectionError as S3ConnectionError
 
 from luthier_common.kit.failpoints import failpoint
@@ -22,6 +30,7 @@ PUT_MARK = "luthier-put"
 MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "OperationAborted"}
 _TRANSIENT = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "TooManyRequests"}
+_EXPIRED = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 _NO_ANSWER = (
     S3ConnectionError,
     HTTPClientError,
@@ -30,6 +39,10 @@ _NO_ANSWER = (
     aiohttp.ClientError,
     TimeoutError,
 )
+
+
+class S3RefusesError(ObjectStoreUnavailableError):
+    """Credentials that expired or may not do this: an operator's move, after which the same call succeeds."""
 
 
 class Upload:
@@ -143,7 +156,7 @@ def error_code(error: ClientError) -> str:
 
 @contextmanager
 def translated(key: str) -> Iterator[None]:
-    """The client's errors as those of the interface; what is our fault (access denied, no bucket) passes as it is."""
+    """The client's errors as those of the interface; what no waiting can cure (no such bucket) passes as it is."""
     try:
         yield
     except ClientError as error:
@@ -155,7 +168,11 @@ def translated(key: str) -> Iterator[None]:
             raise ObjectMissingError(key) from error
         if code in _TRANSIENT or status >= 500 or status == 429:
             raise ObjectStoreUnavailableError(f"S3 answered {code or status}") from error
+        if code in _EXPIRED or status in (401, 403):
+            raise S3RefusesError(f"S3 refuses access ({code or status})") from error
         raise
+    except (NoCredentialsError, CredentialRetrievalError) as error:
+        raise S3RefusesError(f"there are no credentials for S3 now: {type(error).__name__}") from error
     except SSLError as error:
         raise ObjectStoreUnavailableError(
             "no trusted TLS with the S3 server: see LUTHIER_OBJECTS_CA_FILE and AWS_ENDPOINT_URL"

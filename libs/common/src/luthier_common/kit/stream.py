@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -107,7 +108,10 @@ async def _create_topic(admin: AIOKafkaAdminClient, topic: Topic, copies: Copies
 
 
 class Writer:
-    """Sends batches to an explicit partition and knows each record's offset. Rebuilt after every failure.
+    """Sends batches to an explicit partition and knows each record's offset.
+
+    A producer with which a send failed gives way to a new one as soon as that has connected. Sends to other partitions
+    are not disturbed: they go on with the old one until then, and the last of them stops it.
 
     No idempotent producer: on a dead broker it can hang for ever, and the event id already dedupes.
     """
@@ -118,11 +122,13 @@ class Writer:
         self._access = access
         self._copies = copies
         self._producer: AIOKafkaProducer | None = None
-        self._starting = asyncio.Lock()
+        self._num_sends: Counter[AIOKafkaProducer] = Counter()
+        self._connecting = asyncio.Lock()
 
     async def send(self, topic: str, partition: int, messages: Sequence[Message]) -> list[int]:
         """Offsets of all messages, in order. Raises TransientError when it is not known that they were stored."""
-        producer = await self._started()
+        producer = await self._connected()
+        self._num_sends[producer] += 1
         offsets: list[int] = []
         try:
             for batch, size in self._batches(producer, messages):
@@ -130,8 +136,14 @@ class Writer:
                 stored = await asyncio.wait_for(future, 6)
                 offsets += range(stored.offset, stored.offset + size)
         except (TimeoutError, KafkaError, OSError, AssertionError) as error:
-            await self.close()
+            await self._replace(producer)
             raise TransientError(f"the broker did not store the batch: {type(error).__name__}") from error
+        finally:
+            self._num_sends[producer] -= 1
+            if not self._num_sends[producer]:
+                del self._num_sends[producer]
+                if producer is not self._producer:
+                    await _stop(producer)
         return offsets
 
     @staticmethod
@@ -147,11 +159,20 @@ class Writer:
             size += 1
         return [*done, (batch, size)] if size else done
 
-    async def _started(self) -> AIOKafkaProducer:
-        async with self._starting:  # several partitions ask at once: a second producer would never be closed
+    async def _connected(self) -> AIOKafkaProducer:
+        if self._producer is not None:
+            return self._producer
+        async with self._connecting:  # several partitions ask at once: a second producer would never be closed
             if self._producer is None:
                 self._producer = await self._connect()
             return self._producer
+
+    async def _replace(self, producer: AIOKafkaProducer) -> None:
+        """Where no other one can connect, this one may still reach the brokers of other partitions: it stays."""
+        async with self._connecting:
+            if producer is self._producer:
+                with suppress(TransientError):
+                    self._producer = await self._connect()
 
     async def _connect(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
@@ -169,16 +190,19 @@ class Writer:
             await asyncio.wait_for(producer.start(), 6)
             await ensure_topics(self._url, self._access, copies=self._copies)
         except (TimeoutError, KafkaError, OSError, TransientError) as error:
-            with suppress(TimeoutError, KafkaError, OSError):
-                await asyncio.wait_for(producer.stop(), 3)
+            await _stop(producer)
             raise await _silence(self._url, self._access) from error
         return producer
 
     async def close(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            with suppress(TimeoutError, KafkaError, OSError):
-                await asyncio.wait_for(producer.stop(), 3)
+            await _stop(producer)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    with suppress(TimeoutError, KafkaError, OSError):
+        await asyncio.wait_for(producer.stop(), 3)
 
 
 class Reader:

@@ -10,22 +10,20 @@ from typing import Any
 
 from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
-from litestar.types import ASGIApp, HTTPRequestEvent, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier_api.around.audit import REPLAYED
+from luthier_api.around.bodies import Body, in_time, read_body
 from luthier_api.around.connections import UNMARKED_CLIENTS, Connections
 from luthier_api.domain import Principal
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.idempotency import (
     MAX_KEPT_BYTES,
     SECRET_MARK,
-    BodyFingerprint,
-    Fingerprint,
-    FormFingerprint,
-    fingerprint_for,
     is_final,
     is_kept,
     is_reused,
+    not_kept,
     read_key,
     reservation_name,
 )
@@ -39,11 +37,15 @@ from luthier_common.kit.mongo import OUTAGES
 
 log = logging.getLogger(__name__)
 CORE, REPEAT = "core", "repeat"
+ANSWER, FORGOTTEN, STORED = "answer", "forgotten", "stored"
+"""A route whose answers hold what a model said tells what becomes of them: they are not kept here. `stored` ones are
+read again by the route itself, which hears `DONE_BEFORE`."""
+DONE_BEFORE = "done_before"
 WAIT_S = 30.0
 LEASE_S = 10.0
 """So long after a crash the repetition of a request that was running waits before it is executed."""
-MAX_BUFFERED_BYTES = 16 * 1024 * 1024
 _POLL_S = (0.05, 0.5)
+REPLAYED_HEADER = (b"idempotent-replayed", b"true")
 
 
 class Idempotency(ASGIMiddleware):
@@ -52,10 +54,15 @@ class Idempotency(ASGIMiddleware):
     scopes = (ScopeType.HTTP,)
     exclude_opt_key = PUBLIC
 
-    def __init__(self, reservations: Reservations, connections: Connections, clock: Clock) -> None:
+    def __init__(
+        self, reservations: Reservations, connections: Connections, clock: Clock, *, most_bytes: int, within_s: float
+    ) -> None:
+        """No body that is read here, rather than by a handler, is larger than that or takes longer."""
         self._reservations = reservations
         self._connections = connections
         self._clock = clock
+        self._most_bytes = most_bytes
+        self._within_s = within_s
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         is_post = scope["method"] == "POST"  # type: ignore[typeddict-item]
@@ -70,10 +77,11 @@ class Idempotency(ASGIMiddleware):
         else:
             route = f"{scope['path']}?{scope['query_string']!r}"
             name = reservation_name((principal.key_id, principal.end_user), route, key)
-            body = await _read_body(scope, receive)
+            async with in_time(self._within_s):
+                body = await read_body(scope, receive)
             await self._keyed(name, body, scope, send, next_app)
 
-    async def _keyed(self, name: str, body: "_Body", scope: Scope, send: Send, next_app: ASGIApp) -> None:
+    async def _keyed(self, name: str, body: Body, scope: Scope, send: Send, next_app: ASGIApp) -> None:
         run = secrets.token_hex(8)
         held = await self._take(name, run, body.known)
         if is_reused(held.fingerprint, body.known):
@@ -81,10 +89,16 @@ class Idempotency(ASGIMiddleware):
         if held.is_ours:
             await failpoint("idempotency.after_take")
             await self._execute(name, run, held, body, scope, send, next_app)
-        elif is_reused(held.fingerprint, await body.read_to_end()):
-            raise _reused()
         else:
-            await _replay(held, scope, send)
+            async with in_time(self._within_s):
+                fingerprint = await body.read_to_end(self._most_bytes)
+            if is_reused(held.fingerprint, fingerprint):
+                raise _reused()
+            if held.body is None and scope["route_handler"].opt.get(ANSWER) == STORED:
+                scope["state"] |= {CORE: held.core, DONE_BEFORE: True, REPLAYED: True}
+                await next_app(scope, body.receive, _marked(send))
+            else:
+                await _replay(held, scope, send)
 
     async def _take(self, name: str, run: str, fingerprint: str | None) -> Held:
         """The reservation, when it is ours or done; ApiError when the first one takes too long."""
@@ -102,18 +116,20 @@ class Idempotency(ASGIMiddleware):
             poll_s = min(poll_s * 2, _POLL_S[1])
 
     async def _execute(
-        self, name: str, run: str, held: Held, body: "_Body", scope: Scope, send: Send, next_app: ASGIApp
+        self, name: str, run: str, held: Held, body: Body, scope: Scope, send: Send, next_app: ASGIApp
     ) -> None:
         state: dict[str, Any] = scope["state"]
         state[CORE] = held.core
         answer = _Answer(send)
+        is_private = ANSWER in scope["route_handler"].opt
 
         async def end() -> None:
             """Before the answer goes out. If it fails, the repetition is executed with the same core."""
             try:
                 await failpoint("idempotency.before_keep")
                 if answer.is_final and body.digest() is not None:
-                    await self._reservations.finish(name, run, body.digest(), answer.status, answer.kept_body)
+                    kept = None if is_private and answer.status < 400 else answer.kept_body
+                    await self._reservations.finish(name, run, body.digest(), answer.status, kept)
                 else:
                     await self._reservations.leave(name, run, body.digest())
                 await failpoint("idempotency.after_keep")
@@ -129,20 +145,22 @@ class Idempotency(ASGIMiddleware):
         state: dict[str, Any] = scope["state"]
 
         async def send_watched(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                repeat: Repeat | None = state.get(REPEAT)
-                if repeat is not None and (message["status"] >= 500 or is_gone(receive)):
+            repeat: Repeat | None = state.get(REPEAT)
+            if repeat is not None and message["type"] == "http.response.start":
+                if message["status"] >= 500 or is_gone(receive):
                     await repeat.not_answered()
+                else:
+                    repeat.is_answered = True
             await send(message)
 
         try:
             await next_app(scope, receive, send_watched)
         finally:
             if (ended := state.get(REPEAT)) is not None:
-                ended.end()
                 client = scope.get("client")
                 if client and (header_of(scope, b"user-agent") or b"").startswith(UNMARKED_CLIENTS):
                     self._connections.answered(client, ended)
+                await ended.end()
 
     @asynccontextmanager
     async def _renewed(self, name: str, run: str) -> AsyncIterator[None]:
@@ -159,56 +177,6 @@ class Idempotency(ASGIMiddleware):
             yield
         finally:
             renewing.cancel()
-
-
-class _Body:
-    """A request's body on its way to the handler, and what it is known by."""
-
-    def __init__(self, receive: Receive, fingerprint: Fingerprint, buffered: bytes | None) -> None:
-        self._receive = receive
-        self._fingerprint = fingerprint
-        self._buffered = buffered
-        self._is_complete = buffered is not None
-        self.known = fingerprint.digest() if buffered is not None else None
-
-    def digest(self) -> str | None:
-        return self._fingerprint.digest() if self._is_complete else None
-
-    async def receive(self) -> Any:
-        if self._buffered is not None:
-            body, self._buffered = self._buffered, None
-            return HTTPRequestEvent(type="http.request", body=body, more_body=False)
-        message = await self._receive()
-        if message["type"] == "http.request" and not self._is_complete:
-            self._fingerprint.feed(message["body"])
-            self._is_complete = not message["more_body"]
-        return message
-
-    async def read_to_end(self) -> str | None:
-        """The fingerprint of a body that nobody else reads; nothing of it is kept."""
-        while not self._is_complete:
-            if (await self.receive())["type"] == "http.disconnect":
-                return None
-        return self.digest()
-
-
-async def _read_body(scope: Scope, receive: Receive) -> _Body:
-    """Multipart bodies may be large and are fingerprinted while they pass; any other is read first."""
-    fingerprint = fingerprint_for((header_of(scope, b"content-type") or b"").decode("latin-1"))
-    if isinstance(fingerprint, FormFingerprint):
-        return _Body(receive, fingerprint, None)
-    assert isinstance(fingerprint, BodyFingerprint)
-    body, is_complete = bytearray(), False
-    while not is_complete:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ApiError(ErrorCode.INVALID_REQUEST, "The client hung up.")
-        body += message["body"]
-        is_complete = not message["more_body"]
-        if len(body) > MAX_BUFFERED_BYTES:
-            raise ApiError(ErrorCode.TOO_LARGE, ErrorCode.TOO_LARGE.sentence)
-    fingerprint.feed(bytes(body))
-    return _Body(receive, fingerprint, bytes(body))
 
 
 class _Answer:
@@ -255,17 +223,27 @@ class _Answer:
 
 async def _replay(held: Held, scope: Scope, send: Send) -> None:
     if held.status is None or held.body is None:
-        message = "This request was done before; its answer held a secret and was not kept."
-        raise ApiError(ErrorCode.IDEMPOTENCY_NOT_KEPT, message, param="Idempotency-Key")
+        raise not_kept()
     state: dict[str, Any] = scope["state"]
     state[REPLAYED] = True
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(held.body)).encode()),
-        (b"idempotent-replayed", b"true"),
+        REPLAYED_HEADER,
     ]
     await send({"type": "http.response.start", "status": held.status, "headers": headers})
     await send({"type": "http.response.body", "body": held.body, "more_body": False})
+
+
+def _marked(send: Send) -> Send:
+    """Says of a good answer that it is the first one again."""
+
+    async def send_marked(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] < 400:
+            message["headers"] = [*message["headers"], REPLAYED_HEADER]
+        await send(message)
+
+    return send_marked
 
 
 def is_gone(receive: Receive) -> bool:

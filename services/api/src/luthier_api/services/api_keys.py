@@ -24,6 +24,7 @@ class WantedKey:
     scopes: Sequence[str]
     expires_in_s: int | None = None
     is_strict: bool = False
+    rate_limit: int | None = None
 
 
 class KeyService:
@@ -109,6 +110,7 @@ class KeyService:
                 user=user,
                 service_account=account,
                 is_strict=wanted.is_strict,
+                rate_limit=wanted.rate_limit,
                 created_by=self._directory.principal.key_id,
             )
         )

@@ -35,11 +35,19 @@ class JobCreation:
     def __init__(self, repository: Repository, jobs: JobService, room: WaitingRoom, max_queued_jobs: int) -> None:
         self._repository = repository
         self._jobs = jobs
-        self._room = room
+        self._queue = room.queue(repository.principal)
+        self._is_let_in = False
         self._max_queued_jobs = max_queued_jobs
 
     async def create(self, wanted: WantedJob, sent: Sent) -> Doc:
         """The new job, or the one that an earlier sending of this request has made."""
+        try:
+            return await self._create(wanted, sent)
+        finally:
+            if self._is_let_in:
+                self._queue.made()
+
+    async def _create(self, wanted: WantedJob, sent: Sent) -> Doc:
         base = await self._jobs.find_base(wanted)
         if sent.core is not None and (known := await self._find(sent.core)) is not None:
             return known
@@ -87,15 +95,17 @@ class JobCreation:
         return (fresh, False) if sent.core is not None else await sent.repeat.reserve(self._is_made)
 
     async def _find(self, core: str) -> Doc | None:
-        return await self._repository.find_job(f"{JOB_PREFIX}{core}")
+        """A deleted one too: the request that made it is answered with it, and makes no other."""
+        return await self._repository.find_made_job(f"{JOB_PREFIX}{core}")
 
     async def _is_made(self, core: str) -> bool:
-        return await self._repository.find_job(f"{JOB_PREFIX}{core}", {"_id": 1}) is not None
+        return await self._repository.find_made_job(f"{JOB_PREFIX}{core}", {"_id": 1}) is not None
 
     async def _hold(self, wanted: WantedJob, core: str) -> dict[str, Doc]:
         """The files, referred to: nothing that a job names is deleted while the job may need it."""
         files = await self._jobs.find_files(wanted)
-        if not await self._room.has_room(self._repository, self._max_queued_jobs):
+        self._is_let_in = await self._queue.let_in(self._repository, self._max_queued_jobs)
+        if not self._is_let_in:
             message = f"{self._max_queued_jobs} jobs of this project wait already."
             raise ApiError(ErrorCode.TOO_MANY_QUEUED_JOBS, message, headers={"retry-after": str(RETRY_AFTER_S)})
         await self._refer(files, core)

@@ -5,13 +5,20 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any
 
 from luthier_api.errors import ApiError, ErrorCode, PassedOnError
 from luthier_api.services.models import Served
 from luthier_api.store import PlatformStore
-from luthier_common.kit.generation import EngineAwayError, EngineRefusedError, GenerationClient, read_chunks
+from luthier_api.turns import Turns
+from luthier_common.kit.generation import (
+    EngineAwayError,
+    EngineOverdueError,
+    EngineRefusedError,
+    GenerationClient,
+    read_chunks,
+)
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
@@ -25,21 +32,24 @@ def in_order(nodes: dict[str, str], name: str) -> list[str]:
 
 
 class Engines:
-    """Asks one engine after another until one answers."""
+    """Asks one engine after another until one answers. Each answer takes one of the key's turns."""
 
-    def __init__(self, store: PlatformStore, client: GenerationClient) -> None:
+    def __init__(self, store: PlatformStore, client: GenerationClient, turns: Turns, key_id: str) -> None:
         self._store = store
         self._client = client
+        self._turns = turns
+        self._key_id = key_id
 
     async def complete(self, served: Served, body: dict[str, Any]) -> dict[str, Any]:
-        for address in await self._addresses(served):
-            try:
-                return await self._client.complete(address, body)
-            except EngineAwayError as error:
-                log.info("an engine is passed over: %s", error, extra={"address": address})
-            except EngineRefusedError as error:
-                raise _passed_on(error) from error
-        raise _no_engine(served)
+        with self._turn():
+            for address in await self._addresses(served):
+                try:
+                    return await self._client.complete(address, body)
+                except EngineAwayError as error:
+                    _pass_over(served, address, error)
+                except EngineRefusedError as error:
+                    raise _passed_on(error) from error
+            raise _no_engine(served)
 
     async def complete_many(self, served: Served, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """All answers, made side by side; the first failure ends the others."""
@@ -65,15 +75,22 @@ class Engines:
         return chunks
 
     async def _begin(self, served: Served, body: dict[str, Any]) -> tuple[AsyncExitStack, AsyncIterator[bytes]]:
-        for address in await self._addresses(served):
-            stack = AsyncExitStack()
-            try:
-                return stack, await stack.enter_async_context(self._client.stream(address, body))
-            except EngineAwayError as error:
-                log.info("an engine is passed over: %s", error, extra={"address": address})
-            except EngineRefusedError as error:
-                raise _passed_on(error) from error
-        raise _no_engine(served)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._turn())
+            for address in await self._addresses(served):
+                try:
+                    chunks = await stack.enter_async_context(self._client.stream(address, body))
+                    return stack.pop_all(), chunks
+                except EngineAwayError as error:
+                    _pass_over(served, address, error)
+                except EngineRefusedError as error:
+                    raise _passed_on(error) from error
+            raise _no_engine(served)
+
+    def _turn(self) -> AbstractContextManager[None]:
+        headers = {"retry-after": str(RETRY_AFTER_S)}
+        code = ErrorCode.TOO_MANY_GENERATIONS
+        return self._turns.taken(self._key_id, ApiError(code, code.sentence, headers=headers))
 
     async def _addresses(self, served: Served) -> list[str]:
         return in_order(await self._store.find_engines(served.base), served.name)
@@ -97,6 +114,13 @@ async def _parsed(stack: AsyncExitStack, chunks: AsyncIterator[bytes]) -> AsyncG
         yield {}
         async for chunk in read_chunks(chunks):
             yield chunk
+
+
+def _pass_over(served: Served, address: str, error: EngineAwayError) -> None:
+    """On to the next engine; what it would only meet again is not sent on."""
+    if isinstance(error, EngineOverdueError):
+        raise _no_engine(served) from error
+    log.info("an engine is passed over: %s", error, extra={"address": address})
 
 
 def _passed_on(error: EngineRefusedError) -> Exception:

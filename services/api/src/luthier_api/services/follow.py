@@ -14,6 +14,7 @@ from luthier_api.services.events import lines_after
 from luthier_api.store import Repository
 from luthier_api.store.events import EventStore
 from luthier_api.wire.events import Place
+from luthier_common.contract.events import JobDeleted
 from luthier_common.contract.lifecycle import JOB
 from luthier_common.contract.topics import Kind
 from luthier_common.kit.mongo import OUTAGES, Doc
@@ -122,7 +123,7 @@ class FollowService:
     async def _read(self, job_id: str, at: "_Reached") -> bytes:
         """What is new; the closing event when nothing is and nothing will be."""
         while rows := await self._store.rows_from(job_id, at.seq, ROWS_A_READ):
-            at.seq, at.may_be_end = rows[-1]["seq"] + 1, bool(rows[-1].get("terminal"))
+            at.seq, at.may_be_end = rows[-1]["seq"] + 1, _may_be_last(rows[-1])
             if told := b"".join(_told(row, at.place) for row in rows):
                 return told
         if not at.may_be_end:
@@ -150,6 +151,10 @@ async def _wait(wake: asyncio.Event, seconds: float) -> None:
             await wake.wait()
     except TimeoutError:
         return
+
+
+def _may_be_last(row: Doc) -> bool:
+    return bool(row.get("terminal")) or row["type"] == JobDeleted.__name__
 
 
 def _told(row: Doc, place: Place | None) -> bytes:

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from luthier_api.domain import Page
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, not_found
 from luthier_api.services.waiting import Bases
 from luthier_api.settings import ApiSettings
 from luthier_api.store import Repository
+from luthier_api.store.deletion import END_OF_JOB
 from luthier_api.store.filters import JobFilter
-from luthier_common.contract.events import Fact, JobCancelled, JobPaused, JobResumed, PauseRequested
+from luthier_common.contract.events import Fact, JobCancelled, JobDeleted, JobPaused, JobResumed, PauseRequested
 from luthier_common.contract.ids import FILE_PREFIX, JOB_PREFIX, canonical_id
+from luthier_common.contract.lifecycle import JOB
 from luthier_common.contract.spec import Hyperparameters
 from luthier_common.journal.advance import Outcome
 from luthier_common.kit.failpoints import failpoint
@@ -79,7 +81,13 @@ class JobService:
     async def resume(self, job_id: str, *, is_retry: bool = False) -> Doc:
         return await self._move(job_id, "resume", lambda phase: _resume(phase, is_retry))
 
-    async def _move(self, job_id: str, verb: str, decide: Verb) -> Doc:
+    async def delete(self, job_id: str, *, is_retry: bool = False) -> Doc:
+        """Gone for every reader, where it has ended; what is left of it. Its bytes are still to be let go."""
+        if is_retry and (gone := await self._repository.find_deleted_job(canonical_id(job_id))) is not None:
+            return gone
+        return await self._move(job_id, "delete", _delete, also=END_OF_JOB)
+
+    async def _move(self, job_id: str, verb: str, decide: Verb, also: Mapping[str, Any] | None = None) -> Doc:
         """State the fact that the verb means in the job's present phase; look again when that changed meanwhile."""
         job = await self.get(job_id)
         for _ in range(_RACES):
@@ -88,7 +96,7 @@ class JobService:
                 return job
             if fact is None:
                 break
-            moved = await self._repository.advance(fact, job["_id"])
+            moved = await self._repository.advance(fact, job["_id"], also=also)
             await failpoint("jobs.after_verb")
             if moved.outcome in (Outcome.APPLIED, Outcome.DUPLICATE):
                 assert moved.doc is not None
@@ -96,7 +104,8 @@ class JobService:
             if moved.outcome is Outcome.FULL:
                 raise ApiError(ErrorCode.UNAVAILABLE, "The event log is full for now; try again.")
             job = await self.get(job_id)
-        message = f"Cannot {verb} the job {job['_id']}: its state is {job['status']} ({job['phase']})."
+        hint = " Cancel it first." if verb == "delete" else ""
+        message = f"Cannot {verb} the job {job['_id']}: its state is {job['status']} ({job['phase']}).{hint}"
         raise ApiError(ErrorCode.INVALID_STATE, message, param="status", headers=NO_RETRY)
 
     async def find_base(self, wanted: WantedJob) -> Doc:
@@ -140,6 +149,10 @@ def _cancel(phase: str) -> Fact | Literal["done"] | None:
     if phase in ("succeeded", "failed"):
         return None
     return DONE if phase == "cancelled" else JobCancelled()
+
+
+def _delete(phase: str) -> Fact | None:
+    return JobDeleted() if JOB.is_final(phase) else None
 
 
 def _pause(phase: str, is_retry: bool) -> Fact | Literal["done"] | None:

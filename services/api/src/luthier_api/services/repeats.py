@@ -11,16 +11,25 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from luthier_api.domain import Principal
-from luthier_api.idempotency import reservation_name
-from luthier_api.store.reservations import adopt_former, mark_unanswered, reserve_repeat
+from luthier_api.idempotency import Retry, reservation_name
+from luthier_api.store.reservations import (
+    adopt_former,
+    end_repeat,
+    is_believed,
+    mark_unanswered,
+    reserve_repeat,
+)
 from luthier_common.contract.ids import new_id
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, Database
+from luthier_common.kit.mongo import OUTAGES, Database, Doc
 
 log = logging.getLogger(__name__)
 TURN_S = 10.0
 """The same body at the same time waits so long to learn what became of the first one."""
+RUNS_S = 3.0
+"""The same, where another process runs the first one: it may have ended without a word."""
+POLL_S = 0.05
 MAX_REMEMBERED = 1000
 IsMade = Callable[[str], Awaitable[bool]]
 """Whether something was made with a core."""
@@ -37,10 +46,10 @@ class Repeats:
         self._unmarked: dict[str, str] = {}
         """Cores whose answer did not arrive, where the database was away too."""
 
-    def begin(self, principal: Principal, route: str, body: bytes, *, is_repeat: bool) -> "Repeat":
+    def begin(self, principal: Principal, route: str, body: bytes, retry: Retry | None) -> "Repeat":
         owner = (principal.key_id, principal.end_user)
         name = reservation_name(owner, f"body {route}", hashlib.sha256(body).hexdigest())
-        return Repeat(self, name, new_id("", self._clock.now()), is_repeat)
+        return Repeat(self, name, new_id("", self._clock.now()), retry)
 
     async def take_turn(self, name: str) -> asyncio.Event:
         """One after the other; the one before is over, or takes longer than anybody waits."""
@@ -56,18 +65,29 @@ class Repeats:
         if self._running.get(name) is turn:
             del self._running[name]
 
-    async def reserve(self, name: str, fresh: str, is_made: IsMade, *, is_repeat: bool) -> tuple[str, bool]:
+    async def reserve(self, name: str, fresh: str, is_made: IsMade, retry: Retry | None) -> tuple[str, bool]:
         """The core for this request, and whether another sending may have made something with it."""
-        unmarked = self._unmarked.get(name)
-        reserved = await reserve_repeat(
-            self._db, name, fresh, ttl_s=self._ttl_s, is_repeat=is_repeat or unmarked is not None
-        )
+        is_repeat: Doc | bool = name in self._unmarked or (retry is not None and is_believed(retry))
+        until_s = self._clock.monotonic_s() + TURN_S
+        while True:
+            waits = retry is None and self._clock.monotonic_s() < until_s
+            reserved = await reserve_repeat(
+                self._db, name, fresh, ttl_s=self._ttl_s, runs_s=RUNS_S, is_repeat=is_repeat, waits=waits
+            )
+            if reserved is not None:
+                break
+            await asyncio.sleep(POLL_S)
         self._unmarked.pop(name, None)
         await failpoint("repeats.after_reserve")
         if reserved.former is None or await is_made(reserved.former):
             return reserved.core, reserved.core != fresh
         await adopt_former(self._db, name, reserved)
         return reserved.former, True
+
+    async def ended(self, name: str, run: str, *, is_answered: bool) -> None:
+        """Where it cannot be noted it runs out, and its repetitions are believed for longer."""
+        with contextlib.suppress(*OUTAGES):
+            await end_repeat(self._db, name, run, is_answered=is_answered)
 
     async def not_answered(self, name: str, core: str, *, from_s: float, for_s: float | None) -> None:
         try:
@@ -82,27 +102,33 @@ class Repeats:
 class Repeat:
     """One request that may be a repetition, from its beginning to its answer."""
 
-    def __init__(self, repeats: Repeats, name: str, fresh: str, is_repeat: bool) -> None:
+    def __init__(self, repeats: Repeats, name: str, fresh: str, retry: Retry | None) -> None:
         self.fresh = fresh
         """The core that this request gets, unless it is a repetition."""
         self._repeats = repeats
         self._name = name
-        self._is_repeat = is_repeat
+        self._retry = retry
         self._turn: asyncio.Event | None = None
+        self.is_answered = False
+        """Its answer was given to a client that was still there."""
         self.core: str | None = None
 
     async def reserve(self, is_made: IsMade) -> tuple[str, bool]:
         """As `Repeats.reserve`. Whoever says that it repeats does not wait: its core is that of the first."""
-        if not self._is_repeat:
+        if self._retry is None:
             self._turn = await self._repeats.take_turn(self._name)
-        self.core, was_used = await self._repeats.reserve(self._name, self.fresh, is_made, is_repeat=self._is_repeat)
+        self.core, was_used = await self._repeats.reserve(self._name, self.fresh, is_made, self._retry)
         return self.core, was_used
 
     async def not_answered(self, *, from_s: float = 0.0, for_s: float | None = None) -> None:
         if self.core is not None:
             await self._repeats.not_answered(self._name, self.core, from_s=from_s, for_s=for_s)
 
-    def end(self) -> None:
-        if self._turn is not None:
-            self._repeats.end_turn(self._name, self._turn)
-            self._turn = None
+    async def end(self) -> None:
+        try:
+            if self.core is not None:
+                await self._repeats.ended(self._name, self.fresh, is_answered=self.is_answered)
+        finally:
+            if self._turn is not None:
+                self._repeats.end_turn(self._name, self._turn)
+                self._turn = None

@@ -9,6 +9,7 @@ from typing import Any, Never, TypeVar
 
 from luthier_api.domain import Page, View
 from luthier_api.errors import ApiError, ErrorCode, PassedOnError, bad_cursor, not_found
+from luthier_api.idempotency import not_kept
 from luthier_api.services.engines import BROKE_OFF, Engines
 from luthier_api.services.models import ModelService, Served
 from luthier_api.store.responses import ResponseStore
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 PREFIX = "resp_"
 MESSAGE_PREFIX = "msg_"
 TOO_LONG = "context_length_exceeded"
+AUTO = "auto"
 AWAY: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
 _TURNS = ("user", "assistant")
 _PARAMS = {"messages": "input", "max_completion_tokens": "max_output_tokens"}
@@ -43,6 +45,14 @@ class WantedResponse:
 
 
 @dataclass(frozen=True)
+class Again:
+    """Of a request with an Idempotency-Key: what its response's id is made of, and whether it was done before."""
+
+    core: str | None = None
+    is_done: bool = False
+
+
+@dataclass(frozen=True)
 class _Work:
     """A response that an engine can begin with."""
 
@@ -57,16 +67,22 @@ class ResponseService:
     """Responses as one principal sees them, for one request."""
 
     def __init__(
-        self, store: ResponseStore, models: ModelService, engines: Engines, clock: Clock, keep_s: float
+        self, store: ResponseStore, models: ModelService, engines: Engines, clock: Clock, *, keep_s: float, again: Again
     ) -> None:
         self._store = store
         self._models = models
         self._engines = engines
         self._clock = clock
         self._keep_s = keep_s
+        self._again = again
 
     async def create(self, wanted: WantedResponse) -> Doc:
-        work = await self._prepare(wanted)
+        response_id = None if self._again.core is None else f"{PREFIX}{self._again.core}"
+        if response_id is not None and (stored := await self._store.find(response_id)) is not None:
+            return stored
+        if self._again.is_done:
+            raise not_kept()
+        work = await self._prepare(wanted, response_id)
         answer = await _fitting(work, self._engines.complete)
         choice = answer["choices"][0]
         text, reason = choice["message"]["content"] or "", choice["finish_reason"]
@@ -105,11 +121,11 @@ class ResponseService:
         message = "Only responses made with background can be cancelled; hang up to end one that is being made."
         raise ApiError(ErrorCode.INVALID_STATE, message)
 
-    async def _prepare(self, wanted: WantedResponse) -> _Work:
+    async def _prepare(self, wanted: WantedResponse, response_id: str | None = None) -> _Work:
         served = await self._models.resolve(wanted.model)
         now = self._clock.now()
         response: Doc = {
-            "_id": new_id(PREFIX, now),
+            "_id": response_id or new_id(PREFIX, now),
             "created_at": now,
             "expires_at": now + timedelta(seconds=self._keep_s),
             "completed_at": None,
@@ -125,14 +141,15 @@ class ResponseService:
         }
         instructions = wanted.asked["instructions"]
         messages = [{"role": "system", "content": instructions}] if instructions else []
-        for turn in [*await self._conversation(wanted.previous), response]:
+        may_cut = wanted.asked["truncation"] == AUTO
+        for turn in [*await self._conversation(wanted.previous, may_cut=may_cut), response]:
             messages += [_message(item) for item in [*turn["input"], *turn["output"]]]
         body = {**wanted.sampling, "model": wanted.model, "base": served.base, "adapter": served.adapter}
         message_id = new_id(MESSAGE_PREFIX, now)
         return _Work(served, response, message_id, messages, {**body, "project": self._models.project})
 
-    async def _conversation(self, last_id: str | None) -> list[Doc]:
-        turns = [] if last_id is None else await self._store.find_conversation(last_id)
+    async def _conversation(self, last_id: str | None, *, may_cut: bool) -> list[Doc]:
+        turns = [] if last_id is None else await self._store.find_conversation(last_id, is_cut=may_cut)
         if turns is None:
             message = f"Previous response with id '{str(last_id)[:200]}' not found, or what it goes on from."
             raise ApiError(ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND, message, param="previous_response_id")
@@ -206,7 +223,7 @@ async def _fitting(work: _Work, ask: Callable[[Served, dict[str, Any]], Awaitabl
         try:
             return await ask(work.served, {**work.body, "messages": messages})
         except PassedOnError as error:
-            is_fitted = work.response["asked"]["truncation"] != "auto" or num_dropped >= num_turns - 1
+            is_fitted = work.response["asked"]["truncation"] != AUTO or num_dropped >= num_turns - 1
             if error.code != TOO_LONG or is_fitted:
                 raise error.naming(_PARAMS) from error
         num_dropped = min(max(1, 2 * num_dropped), num_turns - 1)

@@ -1,6 +1,6 @@
 """Projects, users and service accounts of one organisation. What ends a person's access ends their keys first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier_api.domain import Page
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, not_found
@@ -121,10 +121,17 @@ class TenancyService:
         return Member(await self._directory.add_member(project_id, user["_id"], role), user)
 
     async def list_members(self, project_id: str, page: Page) -> list[Member]:
+        """One more than the page holds, if there are more."""
         await self.project(project_id)
-        rows = await self._directory.list_members(project_id, page.after_a(USER_PREFIX))
-        users = await self._directory.find_users([row["user"] for row in rows])
-        return [Member(row, users[row["user"]]) for row in rows if row["user"] in users]
+        page = page.after_a(USER_PREFIX)
+        found: list[Member] = []
+        while True:
+            rows = await self._directory.list_members(project_id, page)
+            users = await self._directory.find_users([row["user"] for row in rows])
+            found += [Member(row, users[row["user"]]) for row in rows if row["user"] in users]
+            if len(rows) <= page.limit or len(found) > page.limit:
+                return found[: page.limit + 1]
+            page = replace(page, after=rows[-1]["user"])
 
     async def member(self, project_id: str, user_id: str) -> Member:
         await self.project(project_id)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+from luthier_api.domain import Principal
 from luthier_api.store import Repository
 from luthier_common.kit.bases import find_base
 from luthier_common.kit.mongo import Database, Doc
@@ -32,9 +33,31 @@ class Bases:
 
 
 @dataclass(slots=True)
-class _Count:
-    num_waiting: int
-    until_s: float
+class Queue:
+    """What this process knows of the waiting jobs of one project."""
+
+    num_waiting: int = 0
+    until_s: float = 0.0
+    num_let_in: int = 0
+    num_made: int = 0
+
+    async def let_in(self, repository: Repository, most: int) -> bool:
+        """Whether there is room for one more; if so it is taken, and `made` is to be called."""
+        if self.until_s < time.monotonic() or self.num_waiting >= most:
+            num_made = self.num_made
+            counted = await repository.count_waiting_jobs(most)
+            # Those let in whose jobs may be too young for the count.
+            self.num_waiting = counted + self.num_let_in - num_made
+            self.until_s = time.monotonic() + COUNT_S
+        if self.num_waiting >= most:
+            return False
+        self.num_waiting += 1
+        self.num_let_in += 1
+        return True
+
+    def made(self) -> None:
+        """The job of one that was let in is there, or will never be."""
+        self.num_made += 1
 
 
 class WaitingRoom:
@@ -45,16 +68,10 @@ class WaitingRoom:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], _Count] = {}
+        self._queues: dict[tuple[str, str], Queue] = {}
 
-    async def has_room(self, repository: Repository, most: int) -> bool:
-        who = repository.principal
-        place = (who.org, who.project)
-        count = self._counts.get(place)
-        if count is None or count.until_s < time.monotonic() or count.num_waiting >= most:
-            count = _Count(await repository.count_waiting_jobs(most), time.monotonic() + COUNT_S)
-            if len(self._counts) >= MAX_KEPT:
-                self._counts.clear()
-            self._counts[place] = count
-        count.num_waiting += 1
-        return count.num_waiting <= most
+    def queue(self, principal: Principal) -> Queue:
+        place = (principal.org, principal.project)
+        if place not in self._queues and len(self._queues) >= MAX_KEPT:
+            self._queues.clear()
+        return self._queues.setdefault(place, Queue())

@@ -1,5 +1,6 @@
 """Which project may call which model of another one, inside one organisation."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -7,7 +8,7 @@ from datetime import datetime
 
 from luthier_api.domain import Page
 from luthier_api.store.repository import Repository
-from luthier_common.kit.mongo import AFTER, Doc, DuplicateKeyError
+from luthier_common.kit.mongo import AFTER, Database, Doc, DuplicateKeyError
 
 COLLECTION = "checkpoint_permissions"
 
@@ -49,6 +50,14 @@ async def revoke(repository: Repository, name: str, permission_id: str) -> bool:
 
 async def revoke_all(repository: Repository, name: str) -> None:
     await repository.db[COLLECTION].delete_many(_mine(repository, name))
+
+
+async def revoke_checkpoints(db: Database, job: Doc) -> None:
+    """Those for checkpoints of a job that is deleted: their names answer no more."""
+    if (model := job.get("model_name")) is None:
+        return
+    named = {"$regex": rf"^{re.escape(model)}(g\d+)?:ckpt-step-"}
+    await db[COLLECTION].delete_many({"org": job["org"], "owner_project": job["project"], "name": named})
 
 
 async def lender_of(repository: Repository, name: str) -> Repository | None:

@@ -11,7 +11,7 @@ _KEPT_WINDOWS = 2
 
 
 async def share_windows(db: Database, windows: Windows) -> None:
-    """Tell what this process has admitted since the last time, and hear the totals."""
+    """Tell what this process has admitted since the last time, and hear the totals. What failed is told again later."""
     number, told = windows.untold()
     if not told:
         return
@@ -27,5 +27,10 @@ async def share_windows(db: Database, windows: Windows) -> None:
         assert row is not None
         return name, int(row["count"])
 
-    totals = await asyncio.gather(*(tell(name, num_admitted) for name, num_admitted in told.items()))
-    windows.heard(number, told, dict(totals))
+    telling = (tell(name, num_admitted) for name, num_admitted in told.items())
+    answers = await asyncio.gather(*telling, return_exceptions=True)
+    totals = dict(answer for answer in answers if not isinstance(answer, BaseException))
+    windows.heard(number, {name: told[name] for name in totals}, totals)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer

@@ -13,7 +13,7 @@ from luthier_api.domain import Page, Principal
 from luthier_api.wire import files as file_wire
 from luthier_api.wire import jobs as job_wire
 from luthier_common.contract.envelope import Actor
-from luthier_common.contract.events import Fact
+from luthier_common.contract.events import DELETED, Fact
 from luthier_common.journal.advance import Advanced, advance, create
 from luthier_common.kit.mongo import Database, Doc
 
@@ -21,6 +21,7 @@ FILE_FIELDS = dict.fromkeys(file_wire.FIELDS, 1)
 JOB_FIELDS = dict.fromkeys(job_wire.FIELDS, 1)
 MODEL_FIELDS = dict.fromkeys(("name", "org", "base", "job", "blob", "weights_files", "phase", "created_at"), 1)
 VISIBLE = ("staged", "published")
+NOT_DELETED: Doc = {DELETED: None}
 
 
 class Repository:
@@ -75,11 +76,19 @@ class Repository:
     # Jobs
 
     async def find_job(self, job_id: str, fields: Mapping[str, int] = JOB_FIELDS) -> Doc | None:
+        return await self.db["jobs"].find_one({"_id": job_id, **self.wall, **NOT_DELETED}, fields)
+
+    async def find_made_job(self, job_id: str, fields: Mapping[str, int] = JOB_FIELDS) -> Doc | None:
+        """A job that was made, deleted since or not: only for who asks what became of a request."""
         return await self.db["jobs"].find_one({"_id": job_id, **self.wall}, fields)
+
+    async def find_deleted_job(self, job_id: str) -> Doc | None:
+        """What is left of a job that was deleted."""
+        return await self.db["jobs"].find_one({"_id": job_id, **self.wall, DELETED: True}, {"outbox": 0})
 
     async def list_jobs(self, page: Page, wanted: Doc) -> list[Doc]:
         """One more than the page holds, if there are more. `wanted` is what `JobFilter.query` has made."""
-        return await self._page("jobs", {**self.wall, **wanted}, page, JOB_FIELDS)
+        return await self._page("jobs", {**self.wall, **NOT_DELETED, **wanted}, page, JOB_FIELDS)
 
     async def count_waiting_jobs(self, most: int) -> int:
         """Of the whole project: a limit for each end user would be none, since callers make them up."""

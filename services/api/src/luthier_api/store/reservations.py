@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass
 
+from luthier_api.idempotency import Retry
 from luthier_common.kit.mongo import AFTER, Database, Doc
 
 COLLECTION = "idempotency"
 RUNNING, DONE, OPEN = "running", "done", "open"
+BELIEVED_S = 30.0
+"""Longer than clients rest before they send a request again."""
+SLACK_S = 5.0
+"""A client's own time runs from a little before its request is reserved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +86,57 @@ class Reserved:
     former: str | None
 
 
-async def reserve_repeat(db: Database, name: str, core: str, *, ttl_s: float, is_repeat: bool) -> Reserved:
-    """Reserve by the body: a repetition gets the core of the sending before it, any other request its own."""
+async def reserve_repeat(
+    db: Database, name: str, core: str, *, ttl_s: float, runs_s: float, is_repeat: Doc | bool, waits: bool
+) -> Reserved | None:
+    """Reserve by the body: a repetition gets the core of the sending before it, any other request its own.
+
+    None where it `waits` and what became of the sending before is not known yet.
+    """
     is_live: Doc = {"$gt": [{"$ifNull": ["$expires_at", "$$NOW"]}, "$$NOW"]}
     is_unanswered: Doc = {"$and": [{"$gt": ["$unanswered_until", "$$NOW"]}, {"$lt": ["$unanswered_from", "$$NOW"]}]}
     is_again: Doc = {"$and": [is_live, {"$or": [is_repeat, is_unanswered]}]}
+    is_running: Doc = {"$and": [waits, is_live, {"$not": [is_again]}, {"$gt": ["$running_until", "$$NOW"]}]}
     changes: Doc = {
         "core": {"$cond": [is_again, "$core", core]},
         "former": {"$cond": [{"$and": [is_live, {"$not": [is_again]}]}, "$core", None]},
+        "run": core,
+        "running_until": _from_now(runs_s),
+        "sent_at": "$$NOW",
+        "is_answered": False,
         "unanswered_until": None,
         "expires_at": _from_now(ttl_s),
     }
     row = await db[COLLECTION].find_one_and_update(
-        {"_id": name}, [{"$set": changes}], upsert=True, return_document=AFTER
+        {"_id": name},
+        [{"$set": {field: {"$cond": [is_running, f"${field}", value]} for field, value in changes.items()}}],
+        upsert=True,
+        return_document=AFTER,
     )
     assert row is not None
-    return Reserved(row["core"], row["former"])
+    return Reserved(row["core"], row["former"]) if row["run"] == core else None
+
+
+def is_believed(retry: Retry) -> Doc:
+    """Whether a client that says it repeats can mean the sending that is known here, rather than one that never came.
+
+    An answer that went out and was lost is asked for again at once, or when the client has waited for it in vain.
+    """
+    patience_ms, within_ms = int(retry.patience_s * 1000), int(BELIEVED_S * 1000)
+    age: Doc = {"$add": [{"$subtract": ["$$NOW", "$sent_at"]}, int(SLACK_S * 1000)]}
+    is_in_time: Doc = {
+        "$and": [
+            {"$lte": [age, retry.number * patience_ms + within_ms]},
+            {"$lte": [{"$mod": [age, patience_ms]}, within_ms]},
+        ]
+    }
+    return {"$or": [{"$not": ["$is_answered"]}, is_in_time]}
+
+
+async def end_repeat(db: Database, name: str, run: str, *, is_answered: bool) -> None:
+    """What became of the sending is known; nobody waits for it any more."""
+    ended = {"running_until": None, "is_answered": is_answered}
+    await db[COLLECTION].update_one({"_id": name, "run": run}, {"$set": ended})
 
 
 async def adopt_former(db: Database, name: str, reserved: Reserved) -> None:

@@ -1,12 +1,17 @@
 """Stored responses: the only place that keeps what was said to models and what they answered, for a limited time."""
 
+import msgspec
+
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.store.repository import Repository
 from luthier_common.kit.mongo import Doc
 
 MAX_TURNS = 1000
-MAX_CHARACTERS = 16 * 1024 * 1024
-"""A conversation longer than this is not read: no base has room for it, and it must fit the memory."""
+MAX_BYTES = 8 * 1024 * 1024
+"""A conversation that is longer on its way to an engine is not read: no base has room for it, and engines take no more
+than this and the largest request together."""
+ITEM_BYTES = 64
+"""What a message takes beside its text."""
 
 
 class ResponseStore:
@@ -25,19 +30,24 @@ class ResponseStore:
         live = {"_id": response_id, "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
         return await self._responses.find_one({**live, **self._wall})
 
-    async def find_conversation(self, last_id: str) -> list[Doc] | None:
-        """The response and all that it goes on from, oldest first; None when one is gone. ApiError when too long."""
+    async def find_conversation(self, last_id: str, *, is_cut: bool) -> list[Doc] | None:
+        """The response and all that it goes on from, oldest first; None when one is gone.
+
+        What is too long loses its oldest turns where it may be cut; ApiError where not.
+        """
         turns: list[Doc] = []
-        num_characters = 0
+        num_bytes = 0
         wanted: str | None = last_id
         while wanted is not None:
             if (turn := await self.find(wanted)) is None:
                 return None
-            turns.append(turn)
-            num_characters += _count_characters(turn)
-            if len(turns) > MAX_TURNS or num_characters > MAX_CHARACTERS:
+            num_bytes += _count_bytes(turn)
+            if len(turns) == MAX_TURNS or num_bytes > MAX_BYTES:
+                if is_cut:
+                    break
                 message = "The conversation is too long to go on with; begin another one."
                 raise ApiError(ErrorCode.TOO_LARGE, message, param="previous_response_id")
+            turns.append(turn)
             wanted = turn["previous"]
         return turns[::-1]
 
@@ -46,5 +56,7 @@ class ResponseStore:
         return deleted.deleted_count == 1
 
 
-def _count_characters(turn: Doc) -> int:
-    return sum(len(part["text"]) for item in [*turn["input"], *turn["output"]] for part in item["content"])
+def _count_bytes(turn: Doc) -> int:
+    items = [*turn["input"], *turn["output"]]
+    texts = [part["text"] for item in items for part in item["content"]]
+    return ITEM_BYTES * len(items) + sum(map(len, map(msgspec.json.encode, texts)))

@@ -190,6 +190,7 @@ _LINES: dict[str, Callable[[Wire, Wire], list[Line]]] = {
     "JobFailed": _failed,
     "JobCancelled": _says("Fine-tuning job cancelled"),
     "JobRestarted": lambda _data, body: [Line(f"Fine-tuning job restarted (run {body['generation']} of the job)")],
+    "JobDeleted": _says("Fine-tuning job deleted"),
 }
 
 

@@ -31,7 +31,7 @@ FIELDS = (
     "generation",
 )
 """What a job document is read for."""
-_NOT_CHOSEN = ("seed", "total_steps")
+_NOT_CHOSEN = ("seed", "total_steps", "warmup_ratio")
 
 
 class JobError(TypedDict):

@@ -1,4 +1,5 @@
-"""Organisations as clients see them, after OpenAI's administration API. `scopes` and `strict` of keys are ours."""
+"""Organisations as clients see them, after OpenAI's administration API. `scopes`, `strict` and
+`rate_limit` of keys are ours."""
 
 from typing import Literal, NotRequired, TypedDict
 
@@ -94,6 +95,7 @@ class KeyObject(TypedDict):
     owner_project_access: Literal["active"]
     scopes: list[str]
     strict: bool
+    rate_limit: int | None
     value: NotRequired[str]
 
 
@@ -186,6 +188,7 @@ def key_object(key: Doc, owner: KeyOwner, value: str | None = None) -> KeyObject
         "owner_project_access": "active",
         "scopes": key["scopes"],
         "strict": key.get("is_strict", False),
+        "rate_limit": key.get("rate_limit"),
     }
     if value is not None:
         shown["value"] = value

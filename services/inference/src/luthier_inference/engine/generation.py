@@ -47,8 +47,11 @@ class Engine:
         return self._worker.num_pending
 
     async def load_adapter(self, name: str, directory: Path) -> None:
-        """Offer the adapter of this directory under `name`. Raises `BadAdapterError`, `EngineBusyError`."""
-        await asyncio.wrap_future(self._worker.load(name, directory))
+        """Offer the adapter of this directory under `name`.
+
+        Raises `BadAdapterError`, `FilesUnreadableError`, `EngineBusyError`. A caller that leaves does not end the load.
+        """
+        await asyncio.shield(asyncio.wrap_future(self._worker.load(name, directory)))
 
     async def generate(self, asked: Generation) -> AsyncGenerator[Delta, None]:
         """The answer, piece by piece; the last piece has a finish reason. Closing the iterator ends the generation.

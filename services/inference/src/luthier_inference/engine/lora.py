@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier_inference.adapter_config import parse_adapter_config
-from luthier_inference.domain import BadAdapterError
+from luthier_inference.domain import BadAdapterError, FilesUnreadableError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -79,14 +79,17 @@ def _make_hook(name: str, plan: Plan) -> Any:
 
 
 def load_adapter(name: str, directory: Path, layers: dict[str, nn.Linear], dtype: torch.dtype) -> Adapter:
-    """Read a peft LoRA adapter; raises `BadAdapterError` unless every tensor fits a layer of the model."""
+    """Read a peft LoRA adapter; raises `BadAdapterError` unless every tensor fits a layer of the model.
+
+    What the disk does not give raises `FilesUnreadableError`: it says nothing about the adapter.
+    """
     try:
         config = parse_adapter_config((directory / CONFIG_FILE).read_bytes())
         if (directory / WEIGHTS_FILE).stat().st_size > MAX_WEIGHTS_BYTES:
             raise BadAdapterError(f"{WEIGHTS_FILE} is too large")
         tensors = load((directory / WEIGHTS_FILE).read_bytes())
     except OSError as error:
-        raise BadAdapterError(f"the adapter cannot be read: {error.strerror}") from error
+        raise FilesUnreadableError(f"the adapter cannot be read: {error.strerror}") from error
     except (SafetensorError, json.JSONDecodeError) as error:
         raise BadAdapterError(f"{WEIGHTS_FILE} is not a safetensors file") from error
     sides = _sort_sides(tensors)

@@ -62,12 +62,11 @@ def load_base(directory: Path, device: str, dtype: str) -> BaseModel:
         network: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=_DTYPES[choose_dtype(device, dtype)],
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadBaseError(f"the base bundle cannot be loaded: {error}") from error
     network = network.to(device).eval().requires_grad_(False)
     plan = Plan()

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from luthier_text import IGNORED_LABEL
+from luthier_trainer.training.data import TokenRows
 from luthier_trainer.training.plan import MicroBatch
 
 Tensors = dict[str, torch.Tensor]
@@ -35,10 +36,10 @@ class TokenSums:
         return self.loss.item() / num_trained, self.num_correct.item() / num_trained
 
 
-def collate(micro: MicroBatch, input_ids: list[list[int]], labels: list[list[int]], pad_id: int) -> Tensors:
+def collate(micro: MicroBatch, rows: TokenRows, pad_id: int) -> Tensors:
     """The tensors of one forward. Without a mask or positions there is nothing to tell apart."""
-    ids = [torch.tensor(input_ids[row]) for row in micro.rows]
-    marks = [torch.tensor(labels[row]) for row in micro.rows]
+    ids = [torch.frombuffer(rows.input_ids(row), dtype=torch.int32).long() for row in micro.rows]
+    marks = [torch.frombuffer(rows.labels(row), dtype=torch.int32).long() for row in micro.rows]
     lengths = [len(row) for row in ids]
     if micro.flat:
         positions = torch.cat([torch.arange(length) for length in lengths])

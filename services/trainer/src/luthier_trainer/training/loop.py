@@ -8,7 +8,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,8 +22,11 @@ from luthier_trainer.training.data import TokenRows
 from luthier_trainer.training.errors import TrainingError
 from luthier_trainer.training.plan import MicroBatch, Plan
 from luthier_trainer.training.progress import ProgressWriter
-from luthier_trainer.training.stopping import StopFlag
+from luthier_trainer.training.stopping import StepDroppedError, StopFlag
 from luthier_trainer.training.watchdog import Watchdog
+
+# A backward costs about twice its forward.
+_FORWARD_AND_BACKWARD = 3
 
 
 class RunTrainer(SFTTrainer):
@@ -74,15 +77,27 @@ class RunTrainer(SFTTrainer):
         micro_batches: list[Tensors] = inputs["micro_batches"]
         self._sums, self._num_read = None, num_read(micro_batches)
         make_forward: Any = super().training_step
-        losses = [make_forward(model, micro, num_items_in_batch) for micro in micro_batches]
+        losses: list[torch.Tensor] = []
+        random_state = read_random_state(self.args.device)
+        for micro in micro_batches:
+            if self.stop.is_set:
+                write_random_state(self.args.device, random_state)
+                self._leave_step(model)
+            losses.append(make_forward(model, micro, num_items_in_batch))
         return torch.stack(losses).sum()
+
+    def _leave_step(self, model: Any) -> NoReturn:
+        """Save what this process has made before this step, unless it is saved; nothing of the step is kept."""
+        step = self.state.global_step
+        if step == self._reported_step and self.saved != self._checkpoint_of(step):
+            self._save_checkpoint(model, None)
+        raise StepDroppedError
 
     def compute_loss(
         self, model: Any, inputs: Tensors, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This forward's share of the step's mean loss."""
-        # A step of many forwards may rightly last longer than a stall.
-        self.watchdog.beat()
+        self.watchdog.beat(_FORWARD_AND_BACKWARD * inputs["input_ids"].numel())
         sums = self.head.sums(model, inputs)
         done = sums.detach()
         self._sums = done if self._sums is None else self._sums + done
@@ -97,10 +112,11 @@ class RunTrainer(SFTTrainer):
             for micro in micro_batches:
                 if self.stop.is_set:
                     break
-                tensors = collate(micro, rows.input_ids, rows.labels, self._pad_id)
+                tensors = collate(micro, rows, self._pad_id)
+                self.watchdog.beat(tensors["input_ids"].numel())
                 found = self.head.sums(model, self._prepare_inputs(tensors))
                 sums = found if sums is None else sums + found
-                self.watchdog.beat()
+        self.watchdog.beat()
         model.train()
         return None if self.stop.is_set or sums is None else sums.means()
 
@@ -115,6 +131,7 @@ class RunTrainer(SFTTrainer):
         if means is None:
             return
         loss, accuracy = means
+        require_finite(loss, f"the validation loss at step {step}")
         self.metrics["valid_loss"], self.metrics["valid_mean_token_accuracy"] = loss, accuracy
         if is_full:
             self.metrics["full_valid_loss"], self.metrics["full_valid_mean_token_accuracy"] = loss, accuracy
@@ -122,9 +139,7 @@ class RunTrainer(SFTTrainer):
 
     def _collate_step(self, numbers: list[int]) -> dict[str, list[Tensors]]:
         step = self.plan.steps[numbers[0]]
-        return {
-            "micro_batches": [collate(micro, self.rows.input_ids, self.rows.labels, self._pad_id) for micro in step]
-        }
+        return {"micro_batches": [collate(micro, self.rows, self._pad_id) for micro in step]}
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, list[Tensors]]], device: torch.device) -> Any:
         count = sum(int((m["labels"] != -100).sum()) for batch in batch_samples for m in batch["micro_batches"])
@@ -147,7 +162,6 @@ class RunTrainer(SFTTrainer):
         every = self.spec.checkpoint_every_steps
         if self.stop.is_set or self.plan.is_epoch_end(step) or (every and step % every == 0):
             self._save_checkpoint(model, None)
-            self.watchdog.beat()
         if self.stop.is_set or step >= self.plan.total_steps:
             self.control.should_training_stop = True
         self._step_began_at = time.monotonic()
@@ -156,8 +170,10 @@ class RunTrainer(SFTTrainer):
         assert self._sums is not None, "a step without a forward"
         step_time_s = time.monotonic() - self._step_began_at
         loss, accuracy = self._sums.means()
-        if not math.isfinite(loss):
-            raise TrainingError(FailureReason.LOSS_DIVERGED, f"the loss of step {step} is not a finite number")
+        require_finite(loss, f"the loss of step {step}")
+        if grad_norm is not None:
+            # The loss is that of the weights before the step: what the step made of them is known by its gradient.
+            require_finite(float(grad_norm), f"the gradient of step {step}")
         self.metrics = {"train_loss": loss, "train_mean_token_accuracy": accuracy}
         if step % self.log_every_steps and step != self.plan.total_steps and not self.stop.is_set:
             return
@@ -175,9 +191,13 @@ class RunTrainer(SFTTrainer):
             )
         )
 
+    def _checkpoint_of(self, step: int) -> Path:
+        return self.spec.output_dir / f"step-{step}"
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
-        target = self.spec.output_dir / f"step-{step}"
+        target = self._checkpoint_of(step)
+        self.watchdog.beat_before_files()
         with staged(target) as staging:
             save_weights(self.accelerator.unwrap_model(model), staging, self.base_name)
             self._save_optimizer_and_scheduler(str(staging))
@@ -185,6 +205,7 @@ class RunTrainer(SFTTrainer):
             self._save_rng_state(str(staging))
             self.state.save_to_json(str(staging / "trainer_state.json"))
             digest = seal(staging, "checkpoint", self.spec.job_id, self.spec.attempt, step, self.metrics)
+        self.watchdog.beat()
         self.saved = target
         self.out.put(
             CheckpointWritten(
@@ -196,6 +217,24 @@ class RunTrainer(SFTTrainer):
                 trained_tokens=self.trained_tokens_at[step],
             )
         )
+
+
+def require_finite(number: float, what: str) -> None:
+    if not math.isfinite(number):
+        raise TrainingError(FailureReason.LOSS_DIVERGED, f"{what} is not a finite number")
+
+
+def read_random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Of the numbers that a forward draws: dropout's, by torch alone."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def write_random_state(device: torch.device, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    """Go back to a state that was read."""
+    on_cpu, on_gpu = state
+    torch.set_rng_state(on_cpu)
+    if on_gpu is not None:
+        torch.cuda.set_rng_state(on_gpu, device)
 
 
 def save_weights(model: Any, directory: Path, base_name: str) -> None:

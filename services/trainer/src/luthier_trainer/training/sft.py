@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from luthier_trainer.training.errors import TrainingError
 from luthier_trainer.training.loop import RunTrainer
 from luthier_trainer.training.plan import ForwardLimits, MicroBatch, Plan, plan_run, split_padded
 from luthier_trainer.training.progress import ProgressWriter
-from luthier_trainer.training.stopping import StopFlag
+from luthier_trainer.training.stopping import StepDroppedError, StopFlag
 from luthier_trainer.training.watchdog import Watchdog
 
 CPU_LIMITS = ForwardLimits(max_tokens=1024, overhead_tokens=32)
@@ -69,7 +70,8 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
         watchdog=watchdog,
         model=model,
         args=trl_config(spec, plan, device, dtype),
-        train_dataset=Dataset.from_dict({"input_ids": rows.input_ids, "labels": rows.labels}),
+        # trl wants one and reads its first row's columns; the steps' rows come from the plan.
+        train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),
         processing_class=tokenizer,
         peft_config=lora_config(spec) if wanted.lora else None,
     )
@@ -80,7 +82,7 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
             steps_per_epoch=plan.steps_per_epoch,
             start_step=start_step,
             num_epochs=wanted.n_epochs,
-            num_examples=len(rows.input_ids),
+            num_examples=len(rows),
             num_skipped_rows=rows.num_skipped,
             num_train_tokens=trainer.trained_tokens_at[-1],
             log_every_steps=log_every_steps,
@@ -94,11 +96,14 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
         # What the base itself reaches: without it nobody can say that training helped.
         trainer.evaluate_at(0)
     if start_step < plan.total_steps:
-        trainer.train(resume_from_checkpoint=None if spec.resume_from is None else str(spec.resume_from))
+        watchdog.beat_before_files()
+        with suppress(StepDroppedError):
+            trainer.train(resume_from_checkpoint=None if spec.resume_from is None else str(spec.resume_from))
         start_step = trainer.state.global_step
     last = trainer.saved or spec.resume_from
     if start_step < plan.total_steps or last is None:
         return Paused(step=start_step, directory=last)
+    watchdog.beat_before_files()
     return publish(spec, trainer, last, resolved)
 
 
@@ -157,7 +162,7 @@ def read_validation(
     if spec.validation_file is None:
         return None
     rows = read_rows(spec.validation_file, text, spec.hyperparameters.context_length, spec.on_overlength)
-    order = sorted(range(len(rows.lengths)), key=lambda row: rows.lengths[row])
+    order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
     chunks = [order[start : start + 64] for start in range(0, len(order), 64)]
     return rows, [micro for chunk in chunks for micro in split_padded(chunk, rows.lengths, limits)]
 
@@ -167,12 +172,11 @@ def load_model(base_dir: Path, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             base_dir,
             dtype=dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
         )
-    except OSError as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise TrainingError(FailureReason.BASE_MISSING, "the base model cannot be loaded") from error
 
 
@@ -207,7 +211,7 @@ def trl_config(spec: RunSpec, plan: Plan, device: str, dtype: torch.dtype) -> SF
         gradient_accumulation_steps=1,
         learning_rate=wanted.learning_rate,
         lr_scheduler_type=wanted.lr_scheduler if wanted.lr_scheduler != "constant" else "constant_with_warmup",
-        warmup_steps=wanted.warmup_steps,
+        warmup_steps=wanted.warmup_of(plan.total_steps),
         weight_decay=wanted.weight_decay,
         max_grad_norm=wanted.max_grad_norm,
         optim="adamw_torch_fused",
@@ -249,6 +253,7 @@ def describe(
         "hyperparameters": spec.hyperparameters.model_dump(mode="json"),
         "seed": spec.seed,
         "total_steps": trainer.plan.total_steps,
+        "warmup_steps": trainer.args.warmup_steps,
         "base": trainer.base_name,
         "text": text.facts,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",

@@ -12,7 +12,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StopFlag:
-    """True once SIGTERM came; the run saves at the end of its step."""
+    """True once SIGTERM came; the run saves what its last whole step made."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -31,6 +31,10 @@ class StopFlag:
 
     def _set(self, _number: int, _frame: FrameType | None) -> None:
         self._is_set = True
+
+
+class StepDroppedError(Exception):
+    """Asked to stop inside a step: the run stands at the end of the one before."""
 
 
 def die_with_parent(parent_pid: int) -> None:

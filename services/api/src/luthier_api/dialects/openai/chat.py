@@ -11,6 +11,7 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 
 from luthier_api.answers import event_stream, while_connected
+from luthier_api.around.idempotency import FORGOTTEN
 from luthier_api.deps import AnyRequest
 from luthier_api.domain import Scope
 from luthier_api.errors import ApiError, ErrorCode
@@ -61,6 +62,7 @@ class ChatController(Controller):
         operation="create_chat_completion",
         summary="Let a model answer",
         scope=Scope.INFERENCE,
+        answer=FORGOTTEN,
         status_code=200,
         request_max_body_size=MAX_BODY_BYTES,
     )

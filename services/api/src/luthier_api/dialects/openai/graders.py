@@ -2,19 +2,23 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from litestar import Controller, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 from pydantic import Field, StrictStr
 
+from luthier_api.answers import while_connected
+from luthier_api.deps import AnyRequest
 from luthier_api.dialects.openai.fields import Strict
 from luthier_api.domain import Scope, View
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.settings import MIB
+from luthier_api.turns import Turns
 from luthier_api.wire.graders import GraderRunObject, GraderValidObject, grader_run_object
 from luthier_graders import (
     CannotGradeError,
@@ -27,10 +31,15 @@ from luthier_graders import (
     read_grader,
 )
 
+_T = TypeVar("_T")
 MAX_BODY_BYTES = MIB
 MAX_SAMPLE_BYTES = 64 * 1024
+MAX_GRADINGS = 8
+LIMIT_S = 30.0
+"""The longest that a client waits for its turn and its grade together."""
 _ONE_AT_A_TIME = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grader")
 """Similarity is pure computing: more threads would only keep other requests waiting."""
+_TURNS = Turns(1, MAX_GRADINGS)
 
 
 class ValidateGrader(Strict):
@@ -58,13 +67,15 @@ class GradersController(Controller):
         status_code=200,
         request_max_body_size=MAX_BODY_BYTES,
     )
-    async def run(self, data: JSONBody[RunGrader]) -> GraderRunObject:
+    async def run(self, request: AnyRequest, data: JSONBody[RunGrader]) -> GraderRunObject:
         grader = known_grader(data.grader)
         if len(data.model_sample.encode("utf-8", "surrogatepass")) > MAX_SAMPLE_BYTES:
             message = f"model_sample is longer than {MAX_SAMPLE_BYTES} bytes."
             raise ApiError(ErrorCode.INVALID_VALUE, message, param="model_sample")
         work = partial(_grade, grader, Sample(data.model_sample), data.item or {})
-        result, execution_time_s = await asyncio.get_running_loop().run_in_executor(_ONE_AT_A_TIME, work)
+        code = ErrorCode.TOO_MANY_GRADINGS
+        with _TURNS.taken(request.user.project, ApiError(code, code.sentence)):
+            result, execution_time_s = await while_connected(request, _in_turn(work))
         return grader_run_object(grader, result, execution_time_s)
 
     @post(
@@ -102,6 +113,15 @@ def refused(error: InvalidGraderError) -> ApiError:
         return ApiError(ErrorCode.UNKNOWN_PARAMETER, message, param=error.param)
     message = f"Invalid value for '{error.param}': {error.message}"
     return ApiError(ErrorCode.INVALID_VALUE, message, param=error.param)
+
+
+async def _in_turn(work: Callable[[], _T]) -> _T:
+    """What the one thread makes of it. Work that nobody waits for any more is not begun."""
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            return await asyncio.get_running_loop().run_in_executor(_ONE_AT_A_TIME, work)
+    except TimeoutError:
+        raise ApiError(ErrorCode.GRADING_TIMEOUT, ErrorCode.GRADING_TIMEOUT.sentence) from None
 
 
 def _grade(grader: Grader, sample: Sample, item: dict[str, Any]) -> tuple[Result, float]:

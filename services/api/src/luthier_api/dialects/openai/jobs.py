@@ -1,10 +1,10 @@
 """`/v1/fine_tuning/jobs`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from litestar import Controller, get, post
+from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
@@ -14,16 +14,17 @@ from luthier_api.dialects.openai.fields import MAX_METADATA
 from luthier_api.domain import ASCENDING, Order, Page, Scope, View
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.creation import JobCreation, Sent
+from luthier_api.services.deletion import JobDeletion
 from luthier_api.services.events import EventService
 from luthier_api.services.jobs import JobService
 from luthier_api.store.filters import JobFilter
 from luthier_api.wire.checkpoints import CheckpointObject
 from luthier_api.wire.events import EventObject
 from luthier_api.wire.jobs import JobObject, job_object
-from luthier_api.wire.lists import ListObject, list_object
+from luthier_api.wire.lists import DeletedObject, ListObject, list_object
 
 MAX_PAGE = 100
-_METADATA = re.compile(r"metadata\[(.+)\]")
+_METADATA = re.compile(r"metadata\[(.+)\]", re.DOTALL)
 MAX_UNIX_TIME = 4_102_444_800
 Limit20 = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 UnixTime = Annotated[int | None, QueryParameter(ge=0, le=MAX_UNIX_TIME)]
@@ -70,7 +71,7 @@ class JobsController(Controller):
         created_before: UnixTime = None,
         search: Search = None,
     ) -> ListObject[JobObject]:
-        metadata, without = read_metadata_filter(request.query_params.dict())
+        metadata, without = read_metadata_filter(request.query_params.multi_items())
         wanted = JobFilter(
             view.statuses(status) if status else (), model, created_after, created_before, search, metadata, without
         )
@@ -82,6 +83,35 @@ class JobsController(Controller):
         self, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
     ) -> JobObject:
         return job_object(await jobs.get(job_id), view)
+
+    @delete(
+        "/{job_id:str}",
+        operation="delete_fine_tuning_job",
+        summary="Delete a job that has ended",
+        scope=Scope.JOBS_WRITE,
+        status_code=200,
+    )
+    async def delete(
+        self,
+        request: AnyRequest,
+        job_id: FromPath[str],
+        deletion: NamedDependency[JobDeletion],
+        view: NamedDependency[View],
+        delete_model: FromQuery[bool] = False,
+    ) -> DeletedObject:
+        """An extension. The job is gone for everybody at once: retrieve, lists, events, checkpoints and verbs answer as
+        if it had never been; its id stays a cursor of lists. A job that has not ended is refused with 409: cancel it
+        first.
+
+        With it go its checkpoints, also as models (`...:ckpt-step-N`) and as files, its logs and series, its
+        `metadata` and the file with its metrics. Its data files are no longer kept for it: those that were deleted
+        before lose their bytes, the others stay. The tuned model stays and answers, with the files that hold its
+        weights, unless `delete_model=true`, for which the key needs the scope `models:write` too.
+
+        What happened to the job stays in the event stream, which holds no texts.
+        """
+        gone = await deletion.delete(job_id, with_model=delete_model, is_retry=is_retry(request))
+        return {"id": view.id(gone), "object": "fine_tuning.job", "deleted": True}
 
     @post(
         "/{job_id:str}/cancel",
@@ -162,14 +192,20 @@ def is_retry(request: AnyRequest) -> bool:
     return request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
 
 
-def read_metadata_filter(query: Mapping[str, object]) -> tuple[dict[str, str], bool]:
+def read_metadata_filter(query: Iterable[tuple[str, str]]) -> tuple[dict[str, str], bool]:
     """The pairs of `metadata[k]=v`, and whether `metadata=null` asks for jobs without metadata."""
     pairs: dict[str, str] = {}
-    for name, values in query.items():
-        if match := _METADATA.fullmatch(name):
-            pairs[match[1]] = str(values[-1] if isinstance(values, list) else values)
+    is_without = False
+    for name, value in query:
+        match = _METADATA.fullmatch(name)
+        if match and pairs.setdefault(match[1], value) == value:
+            continue
+        if (name, value) == ("metadata", "null"):
+            is_without = True
+        elif name.startswith("metadata"):
+            message = "Ask for metadata[key]=value, each key with one value, or for metadata=null."
+            raise ApiError(ErrorCode.INVALID_VALUE, message, param=name[:100])
     if len(pairs) > MAX_METADATA:
         message = f"A job has at most {MAX_METADATA} pairs of metadata; so many may be asked for."
         raise ApiError(ErrorCode.INVALID_VALUE, message, param="metadata")
-    plain = query.get("metadata")
-    return pairs, (plain[-1] if isinstance(plain, list) and plain else plain) == "null"
+    return pairs, is_without

@@ -32,17 +32,23 @@ from luthier_api.wire.tenancy import (
 
 DAY_S = 86_400
 MAX_EXPIRY_S = 10 * 366 * DAY_S
+MAX_RATE = 1_000_000
 Expiry = Annotated[StrictInt, Field(ge=1, le=MAX_EXPIRY_S)]
+RateLimit = Annotated[StrictInt, Field(ge=1, le=MAX_RATE)]
 
 
 class CreateKey(Strict):
-    """Without `user_id` the key belongs to the project itself. `strict` is as the header x-luthier-strict."""
+    """Without `user_id` the key belongs to the project itself. `strict` is as the header x-luthier-strict.
+
+    `rate_limit` is in requests a minute; without it the installation's holds.
+    """
 
     name: Name
     scopes: list[StrictStr]
     expires_in_seconds: Expiry | None = None
     user_id: Name | None = None
     strict: StrictBool = False
+    rate_limit: RateLimit | None = None
 
 
 class RotateKey(Strict):
@@ -85,7 +91,7 @@ class ProjectKeysController(Controller):
     async def create(
         self, project_id: FromPath[str], data: JSONBody[CreateKey], api_keys: NamedDependency[KeyService]
     ) -> KeyObject:
-        wanted = WantedKey(data.name, data.scopes, data.expires_in_seconds, data.strict)
+        wanted = WantedKey(data.name, data.scopes, data.expires_in_seconds, data.strict, data.rate_limit)
         issued, owner = await api_keys.create(project_id, wanted, data.user_id)
         return key_object(issued.row, owner, issued.value)
 

@@ -8,6 +8,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
 from luthier_api.answers import event_stream, while_connected
+from luthier_api.around.idempotency import STORED
 from luthier_api.deps import AnyRequest
 from luthier_api.dialects.openai.response_body import CreateResponse, wanted_response
 from luthier_api.domain import ASCENDING, Order, Page, Scope, View
@@ -28,6 +29,7 @@ class ResponsesController(Controller):
         operation="create_response",
         summary="Let a model answer, and keep the conversation",
         scope=Scope.INFERENCE,
+        answer=STORED,
         status_code=200,
         request_max_body_size=MAX_BODY_BYTES,
     )

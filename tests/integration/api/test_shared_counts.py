@@ -1,0 +1,39 @@
+"""What processes tell each other and the operators, where a part of the database refuses."""
+
+import pytest
+from pymongo.errors import OperationFailure
+
+from luthier_api.observer import SIZES_EVERY, Observer
+from luthier_api.rates import Windows
+from luthier_api.store.rates import share_windows
+from luthier_common.kit.mongo import Database
+
+
+async def test_what_was_counted_beside_a_failure_is_not_counted_again(db: Database) -> None:
+    windows = Windows(lambda: 600.0)
+    for name in ("good", "bad", "bad"):
+        windows.take(name, 10)
+    await db["rate_windows"].insert_one({"_id": "bad/10", "count": "no number"})
+    for _ in range(3):
+        with pytest.raises(OperationFailure):
+            await share_windows(db, windows)
+    row = await db["rate_windows"].find_one({"_id": "good/10"})
+    assert row is not None
+    assert row["count"] == 1
+    await db["rate_windows"].delete_one({"_id": "bad/10"})
+    await share_windows(db, windows)
+    row = await db["rate_windows"].find_one({"_id": "bad/10"})
+    assert row is not None
+    assert row["count"] == 2
+
+
+async def test_a_measurement_that_fails_is_not_tried_again_at_once(db: Database) -> None:
+    await db["objects"].drop()
+    await db["one"].insert_one({})
+    await db.command("create", "objects", viewOn="one", pipeline=[{"$set": {"bytes": {"$divide": [1, 0]}}}])
+    observer = Observer(db, "api-1", every_s=5)
+    for _ in range(2):
+        with pytest.raises(OperationFailure):
+            await observer.look()
+        for _ in range(SIZES_EVERY - 1):
+            await observer.look()

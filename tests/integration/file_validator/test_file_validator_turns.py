@@ -1,0 +1,122 @@
+"""One project's work, however much and however long, does not keep the others' from being done."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from builders.bases import chat_row
+from builders.jobs import JobStory, make_spec
+from builders.waiting import until
+from luthier_common.kit import leases
+from luthier_common.kit.clock import SystemClock
+from luthier_common.kit.mongo import Database, Doc
+from luthier_file_validator.store import PAGE
+from luthier_file_validator.workers import Waiting, Workers
+
+MANY = PAGE + 1
+ROWS = b"".join(json.dumps(chat_row(f"Parcel {n}?", f"It arrives on day {n}.")).encode() + b"\n" for n in range(12))
+
+
+class Office:
+    """Workers that are offered the same checks at every look; each lasts until it is let go."""
+
+    def __init__(self, db: Database, limit: int) -> None:
+        self.workers = Workers(db, SystemClock(), "one", asyncio.Event(), claim_ttl_s=15.0, limit=limit)
+        self.ends: dict[str, asyncio.Event] = {}
+        self.begun: list[str] = []
+
+    async def look(self, *names: str, begun: int) -> None:
+        """Offer what has not begun, until so many have."""
+
+        async def work(name: str) -> None:
+            self.begun.append(name)
+            await self.ends.setdefault(name, asyncio.Event()).wait()
+
+        async def offered() -> bool:
+            for name in names:
+                if name not in self.begun:
+                    self.workers.offer(Waiting(name, name[0], lambda name=name: work(name)))  # type: ignore[misc]
+            self.workers.start()
+            return len(self.begun) >= begun
+
+        await until(offered, what=f"{begun} checks begin")
+
+
+@pytest.fixture
+async def open_office(db: Database) -> AsyncIterator[Callable[[int], Office]]:
+    made: list[Office] = []
+
+    def make(limit: int) -> Office:
+        made.append(Office(db, limit))
+        return made[-1]
+
+    yield make
+    for office in made:
+        async with office.workers.closing():
+            pass
+
+
+async def test_long_checks_of_one_project_leave_a_place_to_others(open_office: Callable[[int], Office]) -> None:
+    office = open_office(3)
+    await office.look("a1", "a2", "a3", begun=2)
+    assert office.begun == ["a1", "a2"]
+    await office.look("a3", "a4", "b1", begun=3)
+    assert office.begun[2] == "b1"
+
+
+async def test_projects_that_wait_take_turns(open_office: Callable[[int], Office]) -> None:
+    office = open_office(1)
+    names = ["a1", "a2", "a3", "b1", "b2", "c1"]
+    for number in range(len(names)):
+        await office.look(*names, begun=number + 1)
+        office.ends[office.begun[-1]].set()
+    assert office.begun == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+async def test_what_is_offered_twice_before_a_start_is_done_once(open_office: Callable[[int], Office]) -> None:
+    office = open_office(4)
+    await office.look("a1", "a1", "b1", begun=2)
+    assert sorted(office.begun) == ["a1", "b1"]
+
+
+async def test_a_file_behind_a_hundred_that_cannot_be_read_now_gets_its_verdict(
+    db: Database, make_validator: Callable[..., Any], upload: Callable[..., Any], base: str
+) -> None:
+    *others, last = sorted([await upload(ROWS) for _ in range(MANY + 1)])
+    for file_id in others:
+        assert await leases.acquire(db, f"validate/{file_id}", "another", 600.0)
+    validator = await make_validator()
+
+    async def verdict() -> Doc | None:
+        await validator.files.look()
+        found: Doc | None = await db["files"].find_one({"_id": last, "phase": "processed"})
+        return found
+
+    assert (await until(verdict, within_s=60, every_s=0.1, what="a verdict"))["verdict"]["valid"]
+
+
+async def test_a_job_behind_a_hundred_that_wait_for_their_files_is_accepted(
+    db: Database, make_validator: Callable[..., Any], upload: Callable[..., Any], base: str
+) -> None:
+    validator = await make_validator()
+    ready = await upload(ROWS)
+
+    async def is_read() -> bool:
+        await validator.files.look()
+        return bool(await db["files"].find_one({"_id": ready, "phase": "processed"}))
+
+    await until(is_read, within_s=30, every_s=0.1, what="the file is read")
+    waiting = await upload(ROWS)
+    for _ in range(MANY):
+        await JobStory.created(db, spec=make_spec(training_file=waiting), project="proj-busy")
+    job = await JobStory.created(db, spec=make_spec(training_file=ready))
+
+    async def is_accepted() -> bool:
+        await validator.jobs.look()
+        return bool((await job.doc())["phase"] == "waiting")
+
+    await until(is_accepted, within_s=30, every_s=0.1, what="the job is accepted")
+    assert await db["jobs"].count_documents({"phase": "checking"}) == MANY

@@ -1,0 +1,158 @@
+"""What a node makes of its own setbacks: late children, full disks, claims that led to nothing, a stop in between."""
+
+import asyncio
+import errno
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from builders.jobs import JobStory
+from builders.trainer_node import NODE, World
+from builders.waiting import until
+from luthier_common.contract import events as f
+from luthier_common.kit.mongo import Doc
+from luthier_trainer.domain import Claim, claims_of
+from luthier_trainer.executor import LocalExecutor
+from luthier_trainer.store import Store
+from luthier_trainer.supervisor import Supervisor
+from luthier_trainer.workplace import Workplace
+
+DEAF = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(600)
+"""
+"""A child in the middle of a step that takes longer than the time to stop."""
+pytestmark = pytest.mark.timeout(120)
+
+
+@asynccontextmanager
+async def at_work(node: Supervisor) -> AsyncIterator[None]:
+    async def loop() -> None:
+        while True:
+            await node.renew()
+            await node.look()
+            await asyncio.sleep(0.1)
+
+    await node.renew()
+    task = asyncio.create_task(loop())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await node.stop()
+
+
+def node_with(world: World, *command: str) -> Supervisor:
+    settings = world.settings(pause_budget_s=0.5)
+    workplace = Workplace(settings.home, NODE)
+    return Supervisor(Store(world.db, NODE), world.objects, workplace, LocalExecutor(command), settings)
+
+
+async def a_deaf_run(world: World) -> JobStory:
+    story = await world.job()
+    await world.place(story)
+    runs = world.root / "home" / "trainer" / NODE
+
+    async def is_ready() -> bool:
+        return any(runs.glob("*/ready"))
+
+    await until(is_ready, within_s=30, what="a child at work")
+    return story
+
+
+async def in_phase(story: JobStory, phase: str) -> Doc:
+    async def reached() -> Doc | None:
+        doc = await story.doc()
+        return doc if doc["phase"] == phase else None
+
+    return await until(reached, within_s=30, what=phase)
+
+
+async def test_a_step_longer_than_the_time_to_pause_is_no_crash(world: World) -> None:
+    async with at_work(node_with(world, sys.executable, "-c", DEAF)):
+        story = await a_deaf_run(world)
+        await story.tell(f.PauseRequested(), op_id="pause")
+        doc = await in_phase(story, "paused")
+    assert doc["strikes"] == 0
+    assert (await world.facts(story.id))[-1]["type"] == "RunPaused"
+
+
+async def test_a_step_longer_than_the_time_to_stop_is_no_crash(world: World) -> None:
+    async with at_work(node_with(world, sys.executable, "-c", DEAF)):
+        story = await a_deaf_run(world)
+    doc = await story.doc()
+    assert (doc["phase"], doc["strikes"]) == ("waiting", 0)
+
+
+async def test_a_child_that_others_kill_is_a_crash_and_its_node_remembers(world: World) -> None:
+    async with at_work(node_with(world, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")):
+        story = await world.job()
+        await world.place(story)
+        assert (await in_phase(story, "waiting"))["strikes"] == 1
+
+        async def jobs_that_failed() -> list[str]:
+            node: Doc = await world.db["nodes"].find_one({"_id": NODE}) or {}
+            return list((node.get("struck") or {}).get("jobs", []))
+
+        assert await until(jobs_that_failed, what="the node's memory") == [story.id]
+        await Store(world.db, NODE).free(Claim(story.id, 1, (0,), None), works=False)
+        assert await jobs_that_failed() == [story.id], "one run counts once"
+
+
+async def test_a_full_disk_gives_the_slots_back_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_args: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(world.objects, "download", full)
+    async with at_work(world.supervisor()):
+        story = await world.job()
+        await world.place(story)
+        await in_phase(story, "waiting")
+    (failed,) = [fact["data"] for fact in await world.facts(story.id) if fact["type"] == "RunFailed"]
+    assert (failed["problem"]["code"], failed["retryable"]) == ("storage", True)
+    assert failed["problem"]["message"] == "The node that was to run the job has no room left."
+
+
+async def test_a_claim_that_never_ran_is_not_billed_and_does_not_bend_the_bill_of_one_that_did(world: World) -> None:
+    store = Store(world.db, NODE)
+    await store.join("cpu", [{"index": 0, "gpu": None, "holder": None}])
+    story = await world.job()
+
+    async def free_what_is_claimed(token: str) -> Claim:
+        slots, _ = await store.read_slots() or ([], None)
+        (claim,) = claims_of(slots)
+        await store.free(replace(claim, token=token))
+        return claim
+
+    await world.claim(story.id, 1)
+    await free_what_is_claimed("first")
+    assert await world.db["usage"].count_documents({}) == 0
+    await world.place(story)
+    claim = await free_what_is_claimed("second")
+    (row,) = await world.db["usage"].find({}).to_list(None)
+    assert (row["job"], row["attempt"], row["from"]) == (story.id, 1, claim.claimed_at)
+    assert row["from"] <= row["to"]
+
+
+async def test_no_run_begins_on_a_node_that_has_begun_to_stop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = world.supervisor()
+    await node.renew()
+    read_jobs = node._store.read_jobs
+
+    async def stop_and_read(job_ids: list[str]) -> dict[str, Doc]:
+        await node.stop()
+        return await read_jobs(job_ids)
+
+    monkeypatch.setattr(node._store, "read_jobs", stop_and_read)
+    story = await world.job()
+    await world.place(story)
+    await node.look()
+    assert not node._runs
+    assert (await story.doc())["phase"] == "placed"
