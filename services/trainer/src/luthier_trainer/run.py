@@ -19,6 +19,7 @@ from luthier_common.kit.telemetry import linked_trace, span_of
 from luthier_trainer.domain import Assignment, AttemptOverError, failure_of, run_failed, tells_of_node
 from luthier_trainer.executor import LOG_FILE, Child, Executor
 from luthier_trainer.insisting import Insist
+from luthier_trainer.memory import OomKills
 from luthier_trainer.preparation import Preparation
 from luthier_trainer.protocol import Failed, Finished, Paused
 from luthier_trainer.settings import TrainerSettings
@@ -141,6 +142,7 @@ class Run:
             await self._insist(lambda: preparation.prepare(directory, bool(self._gpus)))
         await failpoint("trainer.before_start")
         num_threads = self._settings.threads_of(len(self._run.claim.slots))
+        oom_kills = OomKills()
         self._child = child = await self._executor.start(directory, self._gpus, num_threads)
         await failpoint("trainer.after_start")
         log.info("the child has started")
@@ -161,6 +163,8 @@ class Run:
                 return failure_of(report)
             case _ if self._was_stopped_by_us(code):
                 return self._stopped_early()
+            case _ if oom_kills.explains(code):
+                return run_failed(FailureReason.OUT_OF_MEMORY)
             case _:
                 log.error("the child ended without a word", extra={"exit_code": code})
                 return run_failed(FailureReason.RUN_CRASHED, f"The training process ended with code {code}.")
