@@ -20,6 +20,8 @@ from luthier_stack.part import tied_to_this_process
 
 TINY = "tiny-base"
 START_S = 40
+MAX_QUEUED = 100
+"""More than all tests together leave waiting in the project that they share."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ async def run_api(
         "LUTHIER_MAX_PART_BYTES": "1000000",
         "LUTHIER_MAX_UPLOAD_BYTES": "20000000",
         "LUTHIER_UPLOAD_TIMEOUT_S": "5",
-        "LUTHIER_MAX_QUEUED_JOBS": "30",
+        "LUTHIER_MAX_QUEUED_JOBS": str(MAX_QUEUED),
         "LUTHIER_KEY_CACHE_S": "0.2",
         "LUTHIER_REQUESTS_PER_MINUTE": "1000000",
         "LUTHIER_FAILED_KEYS_PER_MINUTE": "1000000",

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from integration.api.conftest import TINY, Api, run_api
+from integration.api.conftest import MAX_QUEUED, TINY, Api, run_api
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
 URL = "/v1/fine_tuning/jobs"
@@ -16,10 +16,10 @@ async def test_a_rush_lets_no_more_jobs_wait_than_may(api: Api) -> None:
     file = await api.sdk(key).files.create(file=("a.jsonl", LINE * 20), purpose="fine-tune")
     async with api.http(key) as http:
         http.timeout = 60
-        bodies = [{"model": TINY, "training_file": file.id, "seed": seed} for seed in range(45)]
+        bodies = [{"model": TINY, "training_file": file.id, "seed": seed} for seed in range(MAX_QUEUED + 15)]
         answers = await asyncio.gather(*(http.post(URL, json=body) for body in bodies))
-    assert Counter(answer.status_code for answer in answers) == {200: 30, 429: 15}
-    assert await api.db["jobs"].count_documents({"project": "proj-rush"}) == 30
+    assert Counter(answer.status_code for answer in answers) == {200: MAX_QUEUED, 429: 15}
+    assert await api.db["jobs"].count_documents({"project": "proj-rush"}) == MAX_QUEUED
 
 
 async def test_two_equal_jobs_that_are_meant_are_two_wherever_they_are_asked_for(

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from integration.api.conftest import TINY, Api
+from integration.api.conftest import MAX_QUEUED, TINY, Api
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
 
@@ -73,7 +73,7 @@ async def test_end_users_do_not_widen_the_limit_of_queued_jobs(api: Api) -> None
     sdk = api.sdk(key)
     file = await sdk.files.create(file=("queue.jsonl", LINE * 20), purpose="fine-tune")
     waiting = {"org": org, "project": project, "phase": "waiting", "end_user": "ann"}
-    await api.db["jobs"].insert_many([{"_id": f"ftjob-queue{number}", **waiting} for number in range(30)])
+    await api.db["jobs"].insert_many([{"_id": f"ftjob-queue{number}", **waiting} for number in range(MAX_QUEUED)])
     async with api.http(key) as http:
         body = {"model": TINY, "training_file": file.id}
         refused = await http.post("/v1/fine_tuning/jobs", json=body, headers={"x-on-behalf-of": "bob"})

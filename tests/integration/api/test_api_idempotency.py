@@ -86,21 +86,21 @@ async def test_a_key_of_another_key_or_end_user_is_another(api: Api, file: FileO
 async def test_an_upload_with_a_key_is_stored_once_whatever_its_boundary(api: Api) -> None:
     sdk = api.sdk()
     headers = {"Idempotency-Key": "upload-1"}
-    first = await sdk.files.create(file=("once.jsonl", LINE * 9), purpose="fine-tune", extra_headers=headers)
+    first = await sdk.files.create(file=("boundary.jsonl", LINE * 9), purpose="fine-tune", extra_headers=headers)
     again = await sdk.files.with_raw_response.create(
-        file=("once.jsonl", LINE * 9), purpose="fine-tune", extra_headers=headers
+        file=("boundary.jsonl", LINE * 9), purpose="fine-tune", extra_headers=headers
     )
     assert again.headers[REPLAYED] == "true"
     assert again.parse().id == first.id
     async with api.http() as http:
         other = await http.post(
             "/v1/files",
-            files={"file": ("once.jsonl", LINE * 8)},
+            files={"file": ("boundary.jsonl", LINE * 8)},
             data={"purpose": "fine-tune"},
             headers=headers,
         )
     assert (other.status_code, other.json()["error"]["code"]) == (400, "idempotency_key_reused")
-    assert await api.db["files"].count_documents({"filename": "once.jsonl"}) == 1
+    assert await api.db["files"].count_documents({"filename": "boundary.jsonl"}) == 1
 
 
 async def test_an_answer_with_a_secret_is_not_kept(api: Api) -> None:

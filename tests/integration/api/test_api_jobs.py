@@ -8,7 +8,7 @@ import pytest
 from openai.types import FileObject
 
 from builders.jobs import JobStory, make_step
-from integration.api.conftest import TINY, Api
+from integration.api.conftest import MAX_QUEUED, TINY, Api
 from luthier_common.contract import events as f
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
@@ -201,7 +201,7 @@ async def test_too_many_waiting_jobs_are_told_to_come_later(api: Api) -> None:
     key = await api.new_key("admin", project="proj-crowd")
     sdk = api.sdk(key)
     file = await sdk.files.create(file=("a.jsonl", LINE), purpose="fine-tune")
-    for _ in range(30):
+    for _ in range(MAX_QUEUED):
         await sdk.fine_tuning.jobs.create(model=TINY, training_file=file.id)
     with pytest.raises(openai.RateLimitError) as caught:
         await sdk.fine_tuning.jobs.create(model=TINY, training_file=file.id)
