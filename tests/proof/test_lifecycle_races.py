@@ -21,7 +21,7 @@ from luthier_common.kit.migrate import migrate
 from luthier_common.kit.mongo import Database, open_mongo
 from luthier_common.kit.stream import Reader, Writer, ensure_topics
 
-NUM_HISTORIES = scaled(120, 10_000)
+NUM_HISTORIES = scaled(80, 10_000)
 NUM_TOLD = scaled(20, 1_000)
 
 

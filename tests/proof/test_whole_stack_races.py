@@ -25,7 +25,7 @@ from luthier_stack.ports import find_free_ports
 from luthier_stack.services import service_spec
 from luthier_stack.stack import Stack
 
-NUM_RACES = int(os.environ.get("LUTHIER_PROOF_RACES") or scaled(10, 1_000))
+NUM_RACES = int(os.environ.get("LUTHIER_PROOF_RACES") or scaled(6, 1_000))
 AT_ONCE = 8
 TTL_S = float(QUICK["LUTHIER_LEASE_TTL_S"])
 FAULT_EVERY_S = (3.0, 7.0)

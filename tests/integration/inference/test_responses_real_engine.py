@@ -11,9 +11,10 @@ from luthier_api.domain import Principal, View
 from luthier_api.errors import PassedOnError
 from luthier_api.services.engines import Engines
 from luthier_api.services.models import ModelService
-from luthier_api.services.responses import ResponseService, WantedResponse
+from luthier_api.services.responses import Again, ResponseService, WantedResponse
 from luthier_api.store import PlatformStore, Repository
 from luthier_api.store.responses import ResponseStore
+from luthier_api.turns import Turns
 from luthier_api.wire.responses import output_text
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.generation import GenerationClient
@@ -31,9 +32,9 @@ async def test_whole_and_streamed_answers_agree_and_a_conversation_grows(db: Dat
     assert node.process.returncode is None
     repository = Repository(db, PRINCIPAL, "req_test")
     async with GenerationClient(SecretStr(TOKEN)) as client:
-        engines = Engines(PlatformStore(db, node_ttl_s=30), client)
+        engines = Engines(PlatformStore(db, node_ttl_s=30), client, Turns(8), PRINCIPAL.key_id)
         models = ModelService(repository, db)
-        service = ResponseService(ResponseStore(repository), models, engines, SystemClock(), keep_s=60)
+        service = ResponseService(ResponseStore(repository), models, engines, SystemClock(), keep_s=60, again=Again())
         whole = await service.create(_wanted("Where is my parcel?"))
         assert whole["status"] in ("completed", "incomplete")
         usage = whole["usage"]
