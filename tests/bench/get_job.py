@@ -12,7 +12,7 @@ from _load import Client, Load, Work, closed_loop
 from pydantic import SecretStr
 
 from builders.jobs import JobStory, make_step
-from luthier_api.store import JOB_FIELDS
+from luthier_api.store.repository import JOB_FIELDS
 from luthier_common.kit.mongo import Database, open_mongo
 
 CLIENTS = 50

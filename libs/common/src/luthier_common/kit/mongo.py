@@ -41,6 +41,11 @@ OUTAGES: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
 _AUTHENTICATION_FAILED = 18
 
 
+def hasty(collection: Collection) -> Collection:
+    """For notes whose loss is harmless: a write is answered before the journal and other members have it."""
+    return collection.with_options(write_concern=WriteConcern(w=1, j=False))
+
+
 @asynccontextmanager
 async def open_mongo(
     url: str, database: str, *, ca_file: Path | None = None, timeout_s: float = 5.0

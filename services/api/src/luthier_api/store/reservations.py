@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from luthier_api.idempotency import Retry
-from luthier_common.kit.mongo import AFTER, Database, Doc
+from luthier_common.kit.mongo import AFTER, Database, Doc, hasty
 
 COLLECTION = "idempotency"
 RUNNING, DONE, OPEN = "running", "done", "open"
@@ -134,9 +134,12 @@ def is_believed(retry: Retry) -> Doc:
 
 
 async def end_repeat(db: Database, name: str, run: str, *, is_answered: bool) -> None:
-    """What became of the sending is known; nobody waits for it any more."""
+    """What became of the sending is known; nobody waits for it any more.
+
+    If the note is lost, the sending is like one whose process was killed: others wait until `running_until`.
+    """
     ended = {"running_until": None, "is_answered": is_answered}
-    await db[COLLECTION].update_one({"_id": name, "run": run}, {"$set": ended})
+    await hasty(db[COLLECTION]).update_one({"_id": name, "run": run}, {"$set": ended})
 
 
 async def adopt_former(db: Database, name: str, reserved: Reserved) -> None:
