@@ -26,6 +26,7 @@ from luthier_common.contract import events as f
 from luthier_common.kit.migrate import migrate
 from luthier_common.kit.mongo import Database, open_mongo
 from luthier_common.kit.objects import ObjectStore, open_objects
+from luthier_stack.logs import tail
 from luthier_text import TextBundle
 
 TOKEN = "a-token-for-tests"
@@ -167,7 +168,11 @@ async def node(db: Database, catalogue: str, mongo_url: str, kafka_url: str, hom
         return await db["nodes"].find_one({"_id": NODE, "phase": "live", "bases": "tiny"})
 
     try:
-        doc = await until(ready, within_s=60, what="the node announces its base")
+        try:
+            doc = await until(ready, within_s=120, what="the node announces its base")
+        except AssertionError as error:
+            error.add_note(tail(log))
+            raise
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with httpx2.AsyncClient(base_url=doc["address"], headers=headers, timeout=30) as client:
             yield RunningNode(process, client, log)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAlreadyExistsError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 from aiokafka.structs import TopicPartition
 
 from luthier_common.contract.topics import ALL_TOPICS, MAX_MESSAGE_BYTES, Topic
@@ -113,6 +113,9 @@ class Writer:
     A producer with which a send failed gives way to a new one as soon as that has connected. Sends to other partitions
     are not disturbed: they go on with the old one until then, and the last of them stops it.
 
+    So does one whose log begins anew: the embedded broker, when it comes back empty, takes what it is sent for topics
+    that it does not have, and forgets it when they are made.
+
     No idempotent producer: on a dead broker it can hang for ever, and the event id already dedupes.
     """
 
@@ -123,17 +126,21 @@ class Writer:
         self._copies = copies
         self._producer: AIOKafkaProducer | None = None
         self._num_sends: Counter[AIOKafkaProducer] = Counter()
+        self._ends: dict[Part, int] = {}
         self._connecting = asyncio.Lock()
 
     async def send(self, topic: str, partition: int, messages: Sequence[Message]) -> list[int]:
         """Offsets of all messages, in order. Raises TransientError when it is not known that they were stored."""
         producer = await self._connected()
         self._num_sends[producer] += 1
-        offsets: list[int] = []
+        part, offsets = Part(topic, partition), list[int]()
+        end = self._ends.get(part, 0)
         try:
             for batch, size in self._batches(producer, messages):
                 future = await asyncio.wait_for(producer.send_batch(batch, topic, partition=partition), 6)
                 stored = await asyncio.wait_for(future, 6)
+                if stored.offset < end:
+                    raise UnknownTopicOrPartitionError
                 offsets += range(stored.offset, stored.offset + size)
         except (TimeoutError, KafkaError, OSError, AssertionError) as error:
             await self._replace(producer)
@@ -144,6 +151,8 @@ class Writer:
                 del self._num_sends[producer]
                 if producer is not self._producer:
                     await _stop(producer)
+        if offsets:
+            self._ends[part] = offsets[-1] + 1
         return offsets
 
     @staticmethod
@@ -173,6 +182,7 @@ class Writer:
             if producer is self._producer:
                 with suppress(TransientError):
                     self._producer = await self._connect()
+                    self._ends.clear()
 
     async def _connect(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(

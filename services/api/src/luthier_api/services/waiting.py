@@ -1,7 +1,7 @@
 """What a create reads that changes seldom: the base models, and how many jobs of a project wait. Kept for a moment."""
 
+import asyncio
 import time
-from dataclasses import dataclass
 
 from luthier_api.domain import Principal
 from luthier_api.store import Repository
@@ -32,32 +32,47 @@ class Bases:
         return base
 
 
-@dataclass(slots=True)
 class Queue:
     """What this process knows of the waiting jobs of one project."""
 
-    num_waiting: int = 0
-    until_s: float = 0.0
-    num_let_in: int = 0
-    num_made: int = 0
+    def __init__(self) -> None:
+        self._num_waiting = 0
+        """At most so many wait: those of the last count and all that were let in since."""
+        self._until_s = 0.0
+        self._num_let_in = 0
+        self._num_made = 0
+        self._a_job_was_made = asyncio.Event()
+        self._counting = asyncio.Lock()
 
     async def let_in(self, repository: Repository, most: int) -> bool:
         """Whether there is room for one more; if so it is taken, and `made` is to be called."""
-        if self.until_s < time.monotonic() or self.num_waiting >= most:
-            num_made = self.num_made
-            counted = await repository.count_waiting_jobs(most)
-            # Those let in whose jobs may be too young for the count.
-            self.num_waiting = counted + self.num_let_in - num_made
-            self.until_s = time.monotonic() + COUNT_S
-        if self.num_waiting >= most:
-            return False
-        self.num_waiting += 1
-        self.num_let_in += 1
+        if self._is_stale() or self._num_waiting >= most:
+            async with self._counting:
+                while self._is_stale() or self._num_waiting >= most:
+                    if await self._count(repository, most) >= most:
+                        return False
+        self._num_waiting += 1
+        self._num_let_in += 1
         return True
 
     def made(self) -> None:
         """The job of one that was let in is there, or will never be."""
-        self.num_made += 1
+        self._num_made += 1
+        self._a_job_was_made.set()
+
+    def _is_stale(self) -> bool:
+        return self._until_s < time.monotonic()
+
+    async def _count(self, repository: Repository, most: int) -> int:
+        """Jobs that surely wait. Where those under way may or may not be among them, it waits for one to be made."""
+        num_made = self._num_made
+        counted = await repository.count_waiting_jobs(most)
+        self._num_waiting = counted + self._num_let_in - num_made
+        self._until_s = time.monotonic() + COUNT_S
+        if counted < most <= self._num_waiting and num_made == self._num_made:
+            self._a_job_was_made.clear()
+            await self._a_job_was_made.wait()
+        return counted
 
 
 class WaitingRoom:
