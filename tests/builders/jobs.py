@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.ids import JOB_PREFIX, new_id
@@ -72,6 +73,15 @@ class JobStory:
         doc = await self.db["jobs"].find_one({"_id": self.id})
         assert doc is not None
         return doc
+
+    async def reach(self, phase: str, within_s: float = 60.0) -> Doc:
+        """The document, once others have moved the job into this phase."""
+
+        async def seen() -> Doc | None:
+            doc = await self.doc()
+            return doc if doc["phase"] == phase else None
+
+        return await until(seen, within_s=within_s, what=phase)
 
     async def accepted(self, *, num_examples: int = 12, **fields: Any) -> "JobStory":
         await self.tell(

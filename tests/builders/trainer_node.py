@@ -1,5 +1,6 @@
 """A trainer node over a real database and a directory of objects, with a tiny base in the catalogue."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -135,3 +136,23 @@ async def world_at(db: Database, root: Path) -> AsyncIterator[World]:
         await made.add_file("file-long", write_chat_file(root / "long.jsonl", 120))
         await made.add_file("file-validation", write_chat_file(root / "valid.jsonl", 4, start=1000))
         yield made
+
+
+@asynccontextmanager
+async def working(supervisor: Supervisor) -> AsyncIterator[Supervisor]:
+    """The node's loops, as the room runs them."""
+
+    async def loop() -> None:
+        while True:
+            await supervisor.renew()
+            await supervisor.look()
+            await asyncio.sleep(0.1)
+
+    await supervisor.renew()
+    task = asyncio.create_task(loop())
+    try:
+        yield supervisor
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await supervisor.stop()

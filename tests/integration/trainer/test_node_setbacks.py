@@ -1,17 +1,14 @@
 """What a node makes of its own setbacks: late children, full disks, claims that led to nothing, a stop in between."""
 
-import asyncio
 import errno
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from builders.jobs import JobStory
-from builders.trainer_node import NODE, World
+from builders.trainer_node import NODE, World, working
 from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.kit.mongo import Doc
@@ -29,24 +26,6 @@ time.sleep(600)
 """
 """A child in the middle of a step that takes longer than the time to stop."""
 pytestmark = pytest.mark.timeout(120)
-
-
-@asynccontextmanager
-async def at_work(node: Supervisor) -> AsyncIterator[None]:
-    async def loop() -> None:
-        while True:
-            await node.renew()
-            await node.look()
-            await asyncio.sleep(0.1)
-
-    await node.renew()
-    task = asyncio.create_task(loop())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-        await node.stop()
 
 
 def node_with(world: World, *command: str) -> Supervisor:
@@ -67,35 +46,27 @@ async def a_deaf_run(world: World) -> JobStory:
     return story
 
 
-async def in_phase(story: JobStory, phase: str) -> Doc:
-    async def reached() -> Doc | None:
-        doc = await story.doc()
-        return doc if doc["phase"] == phase else None
-
-    return await until(reached, within_s=30, what=phase)
-
-
 async def test_a_step_longer_than_the_time_to_pause_is_no_crash(world: World) -> None:
-    async with at_work(node_with(world, sys.executable, "-c", DEAF)):
+    async with working(node_with(world, sys.executable, "-c", DEAF)):
         story = await a_deaf_run(world)
         await story.tell(f.PauseRequested(), op_id="pause")
-        doc = await in_phase(story, "paused")
+        doc = await story.reach("paused")
     assert doc["strikes"] == 0
     assert (await world.facts(story.id))[-1]["type"] == "RunPaused"
 
 
 async def test_a_step_longer_than_the_time_to_stop_is_no_crash(world: World) -> None:
-    async with at_work(node_with(world, sys.executable, "-c", DEAF)):
+    async with working(node_with(world, sys.executable, "-c", DEAF)):
         story = await a_deaf_run(world)
     doc = await story.doc()
     assert (doc["phase"], doc["strikes"]) == ("waiting", 0)
 
 
 async def test_a_child_that_others_kill_is_a_crash_and_its_node_remembers(world: World) -> None:
-    async with at_work(node_with(world, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")):
+    async with working(node_with(world, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")):
         story = await world.job()
         await world.place(story)
-        assert (await in_phase(story, "waiting"))["strikes"] == 1
+        assert (await story.reach("waiting"))["strikes"] == 1
 
         async def jobs_that_failed() -> list[str]:
             node: Doc = await world.db["nodes"].find_one({"_id": NODE}) or {}
@@ -111,10 +82,10 @@ async def test_a_full_disk_gives_the_slots_back_at_once(world: World, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(world.objects, "download", full)
-    async with at_work(world.supervisor()):
+    async with working(world.supervisor()):
         story = await world.job()
         await world.place(story)
-        await in_phase(story, "waiting")
+        await story.reach("waiting")
     (failed,) = [fact["data"] for fact in await world.facts(story.id) if fact["type"] == "RunFailed"]
     assert (failed["problem"]["code"], failed["retryable"]) == ("storage", True)
     assert failed["problem"]["message"] == "The node that was to run the job has no room left."

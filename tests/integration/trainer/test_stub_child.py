@@ -1,15 +1,12 @@
 """The stub child is to the node what the real one is: it starts, pauses, resumes and leaves a model to publish."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 from builders.jobs import JobStory
 from builders.stub_trainer import set_pace, stub_executor
-from builders.trainer_node import NODE, World
+from builders.trainer_node import NODE, World, working
 from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_inference.adapter_config import parse_adapter_config
@@ -22,34 +19,10 @@ from luthier_trainer.workplace import Workplace
 NUM_STEPS = {"n_epochs": 2, "total_steps": 10}
 
 
-@asynccontextmanager
-async def stubbed_node(world: World, **pace: float) -> AsyncIterator[None]:
+def stubbed_node(world: World, **pace: float) -> AbstractAsyncContextManager[Supervisor]:
     settings = world.settings()
     executor = stub_executor(set_pace(settings.home, **pace))
-    node = Supervisor(Store(world.db, NODE), world.objects, Workplace(settings.home, NODE), executor, settings)
-
-    async def loop() -> None:
-        while True:
-            await node.renew()
-            await node.look()
-            await asyncio.sleep(0.1)
-
-    await node.renew()
-    task = asyncio.create_task(loop())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-        await node.stop()
-
-
-async def reach(story: JobStory, phase: str) -> dict[str, Any]:
-    async def seen() -> dict[str, Any] | None:
-        doc = await story.doc()
-        return doc if doc["phase"] == phase else None
-
-    return await until(seen, within_s=60, what=phase)
+    return working(Supervisor(Store(world.db, NODE), world.objects, Workplace(settings.home, NODE), executor, settings))
 
 
 async def artifact_of(world: World, story: JobStory, target: Path) -> Path:
@@ -64,7 +37,7 @@ async def test_a_stub_tells_and_leaves_what_the_real_child_does(world: World, tm
     async with stubbed_node(world, steps_per_s=50):
         story = await world.job()
         await world.place(story, **NUM_STEPS)
-        await reach(story, "trained")
+        await story.reach("trained")
     types = [fact["type"] for fact in await world.facts(story.id) if fact["type"] != "StepCompleted"]
     ran = ["RunStarted", *["ValidationCompleted"], *["ValidationCompleted", "CheckpointSaved"] * 2, "RunFinished"]
     assert types[types.index("RunStarted") :] == ran
@@ -79,7 +52,7 @@ async def test_a_paused_and_resumed_stub_ends_with_the_bytes_of_one_that_was_not
     async with stubbed_node(world, steps_per_s=50):
         whole = await world.job()
         await world.place(whole, **NUM_STEPS)
-        await reach(whole, "trained")
+        await whole.reach("trained")
 
         async def is_free() -> bool:
             return await world.holder() is None
@@ -88,15 +61,15 @@ async def test_a_paused_and_resumed_stub_ends_with_the_bytes_of_one_that_was_not
         set_pace(world.settings().home, steps_per_s=4)
         paused = await world.job()
         await world.place(paused, **NUM_STEPS)
-        await reach(paused, "training")
+        await paused.reach("training")
         assert (await paused.tell(f.PauseRequested())).applied
-        step = (await reach(paused, "paused"))["checkpoint"]["step"]
+        step = (await paused.reach("paused"))["checkpoint"]["step"]
         assert 0 < step < 10
         await until(is_free, what="free slots")
         set_pace(world.settings().home, steps_per_s=50)
         assert (await paused.tell(f.JobResumed())).applied
         await world.place(paused, 2, **NUM_STEPS)
-        await reach(paused, "trained")
+        await paused.reach("trained")
     started = [fact for fact in await world.facts(paused.id) if fact["type"] == "RunStarted"]
     assert [fact["data"]["resumed_from_step"] for fact in started] == [None, step]
     one, other = [await artifact_of(world, story, tmp_path / story.id) for story in (whole, paused)]

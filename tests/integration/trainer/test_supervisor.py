@@ -6,15 +6,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from builders.jobs import JobStory, make_step
-from builders.trainer_node import NODE, World
+from builders.trainer_node import NODE, World, working
 from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.journal.advance import Outcome
@@ -22,39 +20,10 @@ from luthier_common.kit.errors import TransientError
 from luthier_trainer.checkpoints import verify
 from luthier_trainer.domain import Claim
 from luthier_trainer.store import Store
-from luthier_trainer.supervisor import Supervisor
 
 LONG = {"n_epochs": 20, "total_steps": 2000}
 """Of the long file: 100 steps an epoch."""
 pytestmark = pytest.mark.timeout(180)
-
-
-@asynccontextmanager
-async def working(supervisor: Supervisor) -> AsyncIterator[Supervisor]:
-    """The node's loops, as the room runs them."""
-
-    async def loop() -> None:
-        while True:
-            await supervisor.renew()
-            await supervisor.look()
-            await asyncio.sleep(0.1)
-
-    await supervisor.renew()
-    task = asyncio.create_task(loop())
-    try:
-        yield supervisor
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-        await supervisor.stop()
-
-
-async def reach(story: JobStory, phase: str) -> dict[str, Any]:
-    async def seen() -> dict[str, Any] | None:
-        doc = await story.doc()
-        return doc if doc["phase"] == phase else None
-
-    return await until(seen, within_s=60, what=phase)
 
 
 async def steps_made(story: JobStory, number: int) -> dict[str, Any]:
@@ -83,7 +52,7 @@ async def test_a_placed_job_becomes_an_artifact_and_its_slots_are_free_again(wor
     async with working(world.supervisor()):
         story = await world.job()
         await world.place(story, total_steps=10)
-        doc = await reach(story, "trained")
+        doc = await story.reach("trained")
         await freed(world)
     facts = await world.facts(story.id)
     types = [fact["type"] for fact in facts if fact["type"] != "StepCompleted"]
@@ -118,13 +87,13 @@ async def test_a_paused_run_goes_on_from_its_checkpoint(world: World, tmp_path: 
         await world.place(story, **LONG)
         await steps_made(story, 3)
         await story.tell(f.PauseRequested(), op_id="pause")
-        paused = await reach(story, "paused")
+        paused = await story.reach("paused")
         await freed(world)
         assert paused["checkpoint"]["step"] == paused["last_step"] < 2000
         assert verify(await fetch(world, paused["checkpoint"]["blob"], tmp_path / "checkpoint")) == []
         await story.tell(f.JobResumed(), op_id="resume")
         await world.place(story, attempt=2, n_epochs=1 + paused["last_step"] // 100, total_steps=2000)
-        done = await reach(story, "trained")
+        done = await story.reach("trained")
     assert done["finished"]["artifact"]["key"].endswith("/a2/artifact/")
     told = [fact for fact in await world.facts(story.id) if fact["type"] == "RunStarted"]
     assert [fact["data"]["resumed_from_step"] for fact in told] == [None, paused["last_step"]]
@@ -139,13 +108,13 @@ async def test_a_broken_checkpoint_is_refused_and_an_older_one_used(world: World
         await world.place(story, **LONG)
         await steps_made(story, 12)
         await story.tell(f.PauseRequested(), op_id="pause")
-        paused = await reach(story, "paused")
+        paused = await story.reach("paused")
         await freed(world)
         key = paused["checkpoint"]["blob"]["key"]
         await world.objects.put(key + "optimizer.pt", b"not what was saved")
         await story.tell(f.JobResumed(), op_id="resume")
         await world.place(story, attempt=2, n_epochs=1 + paused["last_step"] // 100, total_steps=2000)
-        await reach(story, "trained")
+        await story.reach("trained")
     facts = await world.facts(story.id)
     (rejected,) = [fact["data"] for fact in facts if fact["type"] == "CheckpointRejected"]
     assert rejected["step"] == paused["last_step"]
@@ -199,7 +168,7 @@ async def test_data_that_teaches_nothing_fails_the_job_with_a_reason(world: Worl
     async with working(world.supervisor()):
         story = await world.job()
         await world.place(story)
-        doc = await reach(story, "failed")
+        doc = await story.reach("failed")
         await freed(world)
     assert (doc["error"]["code"], doc["error"]["owner"]) == ("nothing_to_learn", "user")
 
@@ -261,13 +230,13 @@ async def test_a_killed_service_takes_its_child_along_and_its_successor_says_wha
 
     await until(is_gone, within_s=10)
     second = await start_service(world, mongo_url)
-    doc = await reach(story, "waiting")
+    doc = await story.reach("waiting")
     await freed(world)
     lost = [fact["data"] for fact in await world.facts(story.id) if fact["type"] == "RunFailed"]
     assert [fact["problem"]["code"] for fact in lost] == ["node_restarted"]
     assert doc["checkpoint"]["step"] >= 5
     await world.place(story, attempt=2, n_epochs=1 + doc["last_step"] // 100, total_steps=2000)
-    done = await reach(story, "trained")
+    done = await story.reach("trained")
     told = [fact["data"]["step"] for fact in await world.facts(story.id) if fact["type"] == "StepCompleted"]
     assert told == sorted(set(told))
     assert done["finished"]["step"] == told[-1]

@@ -1,14 +1,13 @@
 """No client holds a connection for nothing, whatever it sends between two requests."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
-import uvicorn
 
+from builders.bounded_http import served
 from luthier_api import protocol
 
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -29,13 +28,8 @@ async def _close(writer: asyncio.StreamWriter) -> None:
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(protocol, "HEAD_S", 0.3)
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(_answer, http=protocol.BoundedHttp, lifespan="off", log_config=None, ws="none")
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server._serve([listener]))
-    yield int(listener.getsockname()[1])
-    server.should_exit = True
-    await serving
+    async with served(_answer) as number:
+        yield number
 
 
 @pytest.mark.parametrize("sent", [b"\r\n", b"GE"], ids=["nothing", "a beginning"])

@@ -1,14 +1,13 @@
 """A client that does not read its answer is dropped, and one that reads slowly is not."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
-import uvicorn
 
+from builders.bounded_http import served
 from luthier_api import protocol
 
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -43,13 +42,8 @@ async def talker() -> Talker:
 @pytest.fixture
 async def port(talker: Talker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(protocol, "UNREAD_S", 1.0)
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(talker, http=protocol.BoundedHttp, lifespan="off", log_config=None, ws="none")
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server._serve([listener]))
-    yield int(listener.getsockname()[1])
-    server.should_exit = True
-    await serving
+    async with served(talker) as number:
+        yield number
 
 
 async def test_who_reads_nothing_is_dropped(talker: Talker, port: int) -> None:
