@@ -40,7 +40,7 @@ def moto_s3() -> Any:
     server.stop()
 
 
-@pytest.fixture(params=["file", "moto", "real"])
+@pytest.fixture(scope="module", params=["file", "moto", "real"])
 def access(request: pytest.FixtureRequest) -> S3Access | None:
     """How to reach the store; None is the directory."""
     return None if request.param == "file" else _access(request)
@@ -49,12 +49,6 @@ def access(request: pytest.FixtureRequest) -> S3Access | None:
 @pytest.fixture(params=["moto", "real"])
 def s3_access(request: pytest.FixtureRequest) -> S3Access:
     return _access(request)
-
-
-@pytest.fixture
-async def place(access: S3Access | None, tmp_path: Path) -> tuple[str, S3Access | None]:
-    """The address of an empty store, and how to reach it."""
-    return (f"file://{tmp_path}/objects", None) if access is None else await _bucket(access)
 
 
 @pytest.fixture
@@ -82,10 +76,21 @@ def _client(access: S3Access) -> Any:
     return session.client("s3", endpoint_url=access.endpoint_url)
 
 
+@pytest.fixture(scope="module")
+async def opened(access: S3Access | None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ObjectStore]:
+    """One store of each kind for all tests: opening S3 takes longer than most of them."""
+    place = (f"file://{tmp_path_factory.mktemp('objects')}", None) if access is None else await _bucket(access)
+    async with open_objects(*place) as store:
+        yield store
+
+
 @pytest.fixture
-async def store(place: tuple[str, S3Access | None]) -> AsyncIterator[ObjectStore]:
-    async with open_objects(*place) as opened:
-        yield opened
+async def store(opened: ObjectStore) -> AsyncIterator[ObjectStore]:
+    """It is empty, and emptied afterwards."""
+    yield opened
+    for key in await _keys(opened):
+        await opened.delete(key)
+    await opened.sweep(WHATEVER_AGE)
 
 
 async def _chunks(content: bytes, size: int = 300_000) -> AsyncIterator[bytes]:
