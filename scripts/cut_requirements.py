@@ -1,4 +1,4 @@
-"""Cuts requirements/core.txt into what the images install: neither tests nor the embedded servers are shipped.
+"""Cuts requirements/core.txt into what the images install, without tests and embedded servers, and what comes first.
 
     .venv/bin/python scripts/cut_requirements.py [--check]
 
@@ -18,10 +18,12 @@ FOLDER = Path(__file__).resolve().parents[1] / "requirements"
 SERVICE = ("libs/common", "libs/text", "services/api", "services/registry", "libs/graders")
 ENGINE = ("services/trainer", "what torch needs")
 BUILD = ("building the rooms",)
+INSTALLER = ("installing the rest",)
 HEAD = "# Cut from core.txt by scripts/cut_requirements.py: {}\n"
 PARTS = {
     "service.txt": (SERVICE, (), "every service that needs no torch, and the ground of those that do."),
     "engine.txt": (ENGINE, SERVICE, "what trainer and inference have on top of service.txt, torch itself apart."),
+    "installer.txt": (INSTALLER, (), "what installs the rest."),
     "build.txt": (BUILD, (), "what builds the rooms' wheels."),
 }
 
