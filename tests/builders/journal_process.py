@@ -8,7 +8,8 @@ import signal
 import sys
 
 from luthier_common.journal.projector import Projector, run_projector
-from luthier_common.journal.relay import Relay, run_relay, wake_on_change
+from luthier_common.journal.relay import Relay, run_relay
+from luthier_common.journal.wake import Wake, wake_on_change
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.logs import start_logs
 from luthier_common.kit.migrate import source_of
@@ -17,7 +18,7 @@ from luthier_common.kit.stream import Reader, Writer
 
 
 async def main(mongo_url: str, database: str, kafka_url: str, owner: str, cluster: str) -> None:
-    clock, stopping, wake = SystemClock(), asyncio.Event(), asyncio.Event()
+    clock, stopping, wake = SystemClock(), asyncio.Event(), Wake()
 
     def stop() -> None:
         stopping.set()

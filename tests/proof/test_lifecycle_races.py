@@ -15,7 +15,8 @@ from builders.scale import scaled
 from builders.waiting import until
 from luthier_common.journal.auditor import audit
 from luthier_common.journal.projector import Projector, run_projector
-from luthier_common.journal.relay import Relay, run_relay, wake_on_change
+from luthier_common.journal.relay import Relay, run_relay
+from luthier_common.journal.wake import Wake, wake_on_change
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.migrate import migrate
 from luthier_common.kit.mongo import Database, open_mongo
@@ -58,7 +59,7 @@ async def test_any_history_leads_where_the_rules_say(db: Database, seed: str) ->
 @asynccontextmanager
 async def journal(db: Database, url: str, owner: str) -> AsyncIterator[None]:
     """A relay and a projector as one api process runs them; at the end they are killed and give nothing back."""
-    clock, wake, stopping = SystemClock(), asyncio.Event(), asyncio.Event()
+    clock, wake, stopping = SystemClock(), Wake(), asyncio.Event()
     writer, reader = Writer(url), Reader(url)
     source = f"luthier/{db.name}/1"
     relay = Relay(db, writer, owner=owner, source=source, clock=clock)

@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 
 from luthier_common.journal.projector import Projector, run_projector
-from luthier_common.journal.relay import Relay, run_relay, wake_on_change
+from luthier_common.journal.relay import Relay, run_relay
+from luthier_common.journal.wake import Wake, wake_on_change
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.stream import Reader, Writer, ensure_topics
@@ -23,7 +24,7 @@ def journal(db: Database) -> Journal:
         url: str, owner: str = "one", source: str = "luthier/test/1", writer: Writer | None = None
     ) -> AsyncIterator[None]:
         await ensure_topics(url)
-        clock, stopping, wake = SystemClock(), asyncio.Event(), asyncio.Event()
+        clock, stopping, wake = SystemClock(), asyncio.Event(), Wake()
         writer, reader = writer or Writer(url), Reader(url)
         relay = Relay(db, writer, owner=owner, source=source, clock=clock)
         projector = Projector(db, reader, owner=owner, clock=clock, source=source)

@@ -14,6 +14,7 @@ from luthier_common.contract import events as f
 from luthier_common.contract.envelope import read_envelope
 from luthier_common.contract.topics import TOPICS, Kind, partition_of
 from luthier_common.journal import notes, relay
+from luthier_common.journal.wake import Wake
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.mongo import Database
@@ -90,7 +91,7 @@ async def test_another_relay_tells_what_one_cannot(db: Database, journal: Journa
 async def test_facts_that_are_sent_again_stay_in_order(db: Database, kafka_url: str) -> None:
     await ensure_topics(kafka_url)
     story = await (await JobStory.created(db)).in_training()
-    writer, wake, stopping = AnswersLost(kafka_url), asyncio.Event(), asyncio.Event()
+    writer, wake, stopping = AnswersLost(kafka_url), Wake(), asyncio.Event()
     teller = relay.Relay(db, writer, owner="one", source="s", clock=SystemClock())
     telling = asyncio.create_task(relay.run_relay(teller, wake, stopping, lambda: None, idle_s=0.05))
 

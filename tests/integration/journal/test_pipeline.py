@@ -17,6 +17,7 @@ from luthier_common.contract.topics import DEAD_LETTERS, TOPICS, Kind, partition
 from luthier_common.journal import notes, relay
 from luthier_common.journal.auditor import audit
 from luthier_common.journal.projector import Projector
+from luthier_common.journal.wake import Wake, wake_on_change
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database
@@ -199,10 +200,10 @@ async def test_a_second_fact_is_told_at_once_and_the_first_only_once_while_no_pl
 ) -> None:
     monkeypatch.setattr(notes, "WRITE_AFTER_S", 60.0)
     await ensure_topics(kafka_url)
-    writer, reader, wake, stopping = Writer(kafka_url), Reader(kafka_url), asyncio.Event(), asyncio.Event()
+    writer, reader, wake, stopping = Writer(kafka_url), Reader(kafka_url), Wake(), asyncio.Event()
     teller = relay.Relay(db, writer, owner="one", source="s", clock=SystemClock())
     telling = asyncio.create_task(relay.run_relay(teller, wake, stopping, lambda: None, idle_s=60.0))
-    watching = asyncio.create_task(relay.wake_on_change(db, wake))
+    watching = asyncio.create_task(wake_on_change(db, wake))
     story = await JobStory.created(db)
     await reader.seek({Part(TOPICS[Kind.JOB].name, partition_of(Kind.JOB, story.id)): 0})
     heard: list[int] = []
@@ -260,8 +261,8 @@ async def test_a_projector_whose_position_was_taken_over_goes_on_when_it_is_free
 
 
 async def test_a_filled_outbox_wakes_the_relay_and_other_writes_do_not(db: Database) -> None:
-    wake = asyncio.Event()
-    watching = asyncio.create_task(relay.wake_on_change(db, wake))
+    wake = Wake()
+    watching = asyncio.create_task(wake_on_change(db, wake))
     try:
 
         async def is_watching() -> bool:
@@ -275,7 +276,9 @@ async def test_a_filled_outbox_wakes_the_relay_and_other_writes_do_not(db: Datab
         await db["leases"].insert_one({"_id": "some"})
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(wake.wait(), 1.0)
-        await JobStory.created(db)
+        wake.take()
+        story = await JobStory.created(db)
         await asyncio.wait_for(wake.wait(), 2.0)
+        assert wake.take() == {(Kind.JOB, partition_of(Kind.JOB, story.id))}
     finally:
         watching.cancel()

@@ -4,8 +4,6 @@ The relay tells what was saved (woken by any write), the projector keeps the eve
 and sweep look by the clock. Several processes share this work by leases.
 """
 
-import asyncio
-
 from luthier_api.deps import Process
 from luthier_api.observer import Observer
 from luthier_api.services.uploads import make_file
@@ -19,7 +17,8 @@ from luthier_common.journal import telemetry
 from luthier_common.journal.advance import advance
 from luthier_common.journal.auditor import audit
 from luthier_common.journal.projector import Projector, run_projector
-from luthier_common.journal.relay import Relay, run_relay, wake_on_change
+from luthier_common.journal.relay import Relay, run_relay
+from luthier_common.journal.wake import Wake, wake_on_change
 from luthier_common.kit import leases
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.migrate import source_of
@@ -38,7 +37,7 @@ async def start(room: Room, process: Process, writer: Writer, reader: Reader, in
     """Spawn the loops of this process."""
     db, settings, clock = process.db, process.settings, process.clock
     source = await source_of(db, settings.cluster)
-    wake = asyncio.Event()
+    wake = Wake()
     relay = Relay(db, writer, owner=instance, source=source, clock=clock)
     heard = process.followers.projected
     projector = Projector(db, reader, owner=instance, clock=clock, source=source, projected=heard)

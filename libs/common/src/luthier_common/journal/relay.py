@@ -6,14 +6,18 @@ again by the clock.
 
 import asyncio
 import logging
+import math
+import time
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any
 
 from luthier_common.contract.envelope import Actor, Envelope
 from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.journal.notes import Notes
 from luthier_common.journal.telemetry import num_published
+from luthier_common.journal.wake import ALL_PARTS, Place, Wake
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
@@ -33,10 +37,6 @@ MAX_THINGS = 120
 """Found at once of one partition."""
 MAX_FACTS = 2000
 """At once to one partition: after a long outage, what waits must not outlast the lease."""
-Place: TypeAlias = tuple[Kind, int]
-ALL_PARTS: tuple[Place, ...] = tuple(
-    (kind, part) for kind, topic in TOPICS.items() for part in range(topic.num_partitions)
-)
 
 
 class Relay:
@@ -62,25 +62,32 @@ class Relay:
         self._ask_at: dict[Place, float] = {}
         self._held_until: dict[Place, float] = {}
         self._held: dict[Place, leases.Lease] = {}
+        self._left: set[Place] = set()
 
-    async def step(self) -> int:
-        """Publish what waits in my partitions once; the number of facts whose sends have ended."""
+    async def step(self, places: Iterable[Place] = ALL_PARTS) -> int:
+        """Publish once what waits in these partitions, where they are mine; the number of facts whose sends have ended.
+
+        Those that it could not look at yet, or had too much for once, are looked at by the next step too.
+        """
         num_sent = self._collect()
+        asked, self._left = self._left | set(places), set()
         await self._keep_leases()
         await self._notes.make_room()
         known = self._notes.ids()
-        found = await self._find_unsent(
-            [place for place in self._held if place not in self.under_way and not self._rests.is_resting(place)]
-        )
+        self._left |= asked & self.under_way.keys()
+        found = await self._find_unsent([place for place in self._held if place in asked and self._is_free(place)])
         waiting = {place: _unsent_of(place, things, known) for place, things in found.items()}
-        self.has_more = any(len(things) >= MAX_THINGS for things in found.values()) or any(
-            len(facts) > MAX_FACTS for facts in waiting.values()
-        )
+        full = {place for place, facts in waiting.items() if len(found[place]) >= MAX_THINGS or len(facts) > MAX_FACTS}
+        self.has_more = bool(full)
+        self._left |= full
         sends = {place: asyncio.create_task(self._publish(place, facts)) for place, facts in waiting.items() if facts}
         self.under_way |= sends
         if sends:
             await asyncio.wait(sends.values(), timeout=PATIENCE_S)
         return num_sent + self._collect()
+
+    def _is_free(self, place: Place) -> bool:
+        return place not in self.under_way and not self._rests.is_resting(place)
 
     def _collect(self) -> int:
         """What the sends that have ended published."""
@@ -134,6 +141,8 @@ class Relay:
             self._held.pop(place, None)
             self._held_until.pop(place, None)
         else:
+            if place not in self._held:
+                self._left.add(place)
             self._held[place] = lease
             self._held_until[place] = now + LEASE_S
 
@@ -215,19 +224,21 @@ def envelope_of(kind: Kind, thing: Doc, entry: dict[str, Any]) -> Envelope:
     )
 
 
-async def run_relay(
-    relay: Relay, wake: asyncio.Event, stopping: asyncio.Event, beat: Any, *, idle_s: float = 1.0
-) -> None:
-    """Publish until stopped: at once when woken, and every `idle_s` otherwise."""
+async def run_relay(relay: Relay, wake: Wake, stopping: asyncio.Event, beat: Any, *, idle_s: float = 1.0) -> None:
+    """Publish until stopped: at once where woken, and everywhere every `idle_s`."""
+    looked_at_s = -math.inf
     while not stopping.is_set():
         has_more = False
         try:
-            wake.clear()
-            has_more = await relay.step() > 0 and relay.has_more
+            places: Iterable[Place] = wake.take()
+            if time.monotonic() - looked_at_s >= idle_s:
+                places, looked_at_s = ALL_PARTS, time.monotonic()
+            has_more = await relay.step(places) > 0 and relay.has_more
             beat()
         except OUTAGES as error:
             beat()  # alive and waiting: a restart would not bring the servers back
             log.warning("the relay waits: %s", error)
+            looked_at_s = -math.inf
             await asyncio.sleep(0.5)
         if not has_more:
             await _pause(relay, wake, idle_s)
@@ -242,18 +253,3 @@ async def _pause(relay: Relay, wake: asyncio.Event, idle_s: float) -> None:
         await asyncio.wait(waits, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         woken.cancel()
-
-
-async def wake_on_change(db: Database, wake: asyncio.Event) -> None:
-    """Set `wake` soon after any process has filled an outbox. A hint only: losing it costs one idle interval."""
-    added = {"updateDescription.updatedFields.seq": {"$exists": True}}  # `unsent` may have been true before
-    filled = {"$or": [{"operationType": "insert"}, added, {"updateDescription.updatedFields.unsent": True}]}
-    seen = [{"$match": {"ns.coll": {"$in": list(COLLECTIONS.values())}, **filled}}]
-    while True:
-        try:
-            async with db.watch([*seen, {"$project": {"_id": 1}}], max_await_time_ms=1000) as stream:
-                async for _ in stream:
-                    wake.set()
-        except Exception as error:
-            log.info("the change stream is away: %s", type(error).__name__)
-            await asyncio.sleep(1)

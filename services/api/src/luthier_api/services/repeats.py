@@ -9,12 +9,14 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from luthier_api.domain import Principal
 from luthier_api.idempotency import Retry, reservation_name
 from luthier_api.store.reservations import (
+    Ended,
     adopt_former,
-    end_repeat,
+    end_repeats,
     is_believed,
     mark_unanswered,
     reserve_repeat,
@@ -23,6 +25,7 @@ from luthier_common.contract.ids import new_id
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import OUTAGES, Database, Doc
+from luthier_common.kit.together import Together
 
 log = logging.getLogger(__name__)
 TURN_S = 10.0
@@ -43,6 +46,7 @@ class Repeats:
         self._clock = clock
         self._ttl_s = ttl_s
         self._running: dict[str, asyncio.Event] = {}
+        self._ends = Together[Ended](partial(end_repeats, db))
         self._unmarked: dict[str, str] = {}
         """Cores whose answer did not arrive, where the database was away too."""
 
@@ -87,7 +91,7 @@ class Repeats:
     async def ended(self, name: str, run: str, *, is_answered: bool) -> None:
         """Where it cannot be noted it runs out, and its repetitions are believed for longer."""
         with contextlib.suppress(*OUTAGES):
-            await end_repeat(self._db, name, run, is_answered=is_answered)
+            await self._ends.add(Ended(name, run, is_answered))
 
     async def not_answered(self, name: str, core: str, *, from_s: float, for_s: float | None) -> None:
         try:

@@ -1,9 +1,10 @@
 """What is reserved before it is made: the id of a request's result, so that its repetition finds the same thing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier_api.idempotency import Retry
-from luthier_common.kit.mongo import AFTER, Database, Doc, hasty
+from luthier_common.kit.mongo import AFTER, Database, Doc, hasty, update_matching
 
 COLLECTION = "idempotency"
 RUNNING, DONE, OPEN = "running", "done", "open"
@@ -133,13 +134,25 @@ def is_believed(retry: Retry) -> Doc:
     return {"$or": [{"$not": ["$is_answered"]}, is_in_time]}
 
 
-async def end_repeat(db: Database, name: str, run: str, *, is_answered: bool) -> None:
-    """What became of the sending is known; nobody waits for it any more.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a sending."""
 
-    If the note is lost, the sending is like one whose process was killed: others wait until `running_until`.
+    name: str
+    run: str
+    is_answered: bool
+
+
+async def end_repeats(db: Database, ended: Sequence[Ended]) -> None:
+    """What became of these sendings is known; nobody waits for it any more.
+
+    If the note is lost, they are like those whose process was killed: others wait until `running_until`.
     """
-    ended = {"running_until": None, "is_answered": is_answered}
-    await hasty(db[COLLECTION]).update_one({"_id": name, "run": run}, {"$set": ended})
+    changes: list[tuple[Doc, Doc]] = [
+        ({"_id": one.name, "run": one.run}, {"$set": {"running_until": None, "is_answered": one.is_answered}})
+        for one in ended
+    ]
+    await update_matching(hasty(db[COLLECTION]), changes)
 
 
 async def adopt_former(db: Database, name: str, reserved: Reserved) -> None:
