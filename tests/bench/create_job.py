@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from builders.bases import write_chat_file
 from luthier_api.keys import KeyRing, read_pepper
 from luthier_common.kit.mongo import Database, Doc, open_mongo
+from luthier_common.kit.together import Together
 from luthier_stack.stack import Stack
 
 CLIENTS = 16
@@ -134,34 +135,13 @@ def work_fast(url: SecretStr, sample: Doc) -> Load:
     async def go() -> Load:
         async with open_mongo(url.get_secret_value(), "luthier") as db:
             files = await db["files"].find({}, {"object_key": 1}).to_list(None)
-            audit = _SharedInsert(db)
+            audit = Together[Doc](lambda rows: db["bench_audit"].insert_many(rows, ordered=False))
             return await closed_loop([_working(db, sample, files, audit) for _ in range(CLIENTS)], ROUND_S)
 
     return asyncio.run(go())
 
 
-class _SharedInsert:
-    """Rows that come while a write is under way go into the next one together."""
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._rows: list[Doc] = []
-        self._next: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()
-
-    async def insert(self, row: Doc) -> None:
-        self._rows.append(row)
-        if self._next is None:
-            self._next = asyncio.create_task(self._write())
-        await self._next
-
-    async def _write(self) -> None:
-        async with self._lock:
-            rows, self._rows, self._next = self._rows, [], None
-            await self._db["bench_audit"].insert_many(rows, ordered=False)
-
-
-def _working(db: Database, sample: Doc, files: list[Doc], audit: _SharedInsert) -> Work:
+def _working(db: Database, sample: Doc, files: list[Doc], audit: Together[Doc]) -> Work:
     async def work() -> None:
         number = next(_numbers)
         name, file = f"{id(db)}-{number}", files[number % len(files)]
@@ -170,7 +150,7 @@ def _working(db: Database, sample: Doc, files: list[Doc], audit: _SharedInsert) 
         await db["bench_reserved"].update_one({"_id": name}, {"$set": reserved}, upsert=True)
         await db["objects"].update_one({"_id": file["object_key"]}, {"$addToSet": {"bench": name}})
         await db["bench_bare"].insert_one(sample | {"_id": name})
-        await audit.insert({"_id": name, "operation": "create", "hash": "0" * 64, "prev": "0" * 64, "org": "o"})
+        await audit.add({"_id": name, "operation": "create", "hash": "0" * 64, "prev": "0" * 64, "org": "o"})
 
     return work
 
