@@ -156,3 +156,4 @@ async def working(supervisor: Supervisor) -> AsyncIterator[Supervisor]:
         task.cancel()
         await asyncio.wait({task})
         await supervisor.stop()
+    assert task.cancelled(), task.exception()

@@ -74,8 +74,9 @@ class Relay:
         await self._keep_leases()
         await self._notes.make_room()
         known = self._notes.ids()
-        self._left |= asked & self.under_way.keys()
-        found = await self._find_unsent([place for place in self._held if place in asked and self._is_free(place)])
+        free = {place for place in asked if self._is_free(place)}
+        self._left |= asked - free
+        found = await self._find_unsent([place for place in self._held if place in free])
         waiting = {place: _unsent_of(place, things, known) for place, things in found.items()}
         full = {place for place, facts in waiting.items() if len(found[place]) >= MAX_THINGS or len(facts) > MAX_FACTS}
         self.has_more = bool(full)
