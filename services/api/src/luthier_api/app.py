@@ -8,12 +8,12 @@ from litestar.di import NamedDependency, Provide
 from luthier_api.around.audit import Auditing
 from luthier_api.around.idempotency import Idempotency
 from luthier_api.around.rates import RateLimits, add_rate_headers
-from luthier_api.deps import DIALECT, Process, providers
+from luthier_api.deps import DIALECT, AnyRequest, Process, Services
 from luthier_api.dialects import openai
 from luthier_api.docs import describe_errors_and_uploads, openapi_config
 from luthier_api.domain import DialectName
 from luthier_api.exceptions import handlers
-from luthier_api.middleware import API_VERSIONS, Authentication, Tracing, add_request_id, check_query, check_scope
+from luthier_api.middleware import API_VERSIONS, Admission, Authentication, Tracing, add_request_id
 from luthier_common.kit.health import Health
 
 
@@ -45,6 +45,10 @@ def mount(path: str, dialect: DialectName, *, is_described: bool = True, api_ver
 def build_app(process: Process) -> Litestar:
     """The application over what the process has open."""
     around, settings = process.around, process.settings
+
+    def services_of(request: AnyRequest) -> Services:
+        return Services(process, request)
+
     app = Litestar(
         route_handlers=[
             mount("/v1", "openai"),
@@ -54,7 +58,7 @@ def build_app(process: Process) -> Litestar:
             readyz,
         ],
         dependencies={
-            **providers(process),
+            "services": Provide(services_of, sync_to_thread=False),
             "health": Provide(lambda: process.health, sync_to_thread=False),
         },
         middleware=[
@@ -62,6 +66,7 @@ def build_app(process: Process) -> Litestar:
             Auditing(around.audit_log, around.refused),
             Authentication(process.keys, around.failed),
             RateLimits(around.windows, settings.requests_per_minute),
+            Admission(),
             Idempotency(
                 around.reservations,
                 around.connections,
@@ -70,7 +75,6 @@ def build_app(process: Process) -> Litestar:
                 within_s=settings.upload_timeout_s,
             ),
         ],
-        guards=[check_scope, check_query],
         before_send=[add_request_id, add_rate_headers],
         exception_handlers=handlers(),
         openapi_config=openapi_config(),

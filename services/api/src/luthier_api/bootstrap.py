@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 import uvicorn
+from litestar import Litestar
 
 from luthier_api.app import build_app
 from luthier_api.consumers import start
@@ -50,7 +51,7 @@ async def main(room: Room) -> None:
     writer = await room.enter("writer", _closed_after(Writer(settings.kafka_url, access, copies=copies)))
     reader = await room.enter("reader", _closed_after(Reader(settings.kafka_url, access)))
     await start(room, process, writer, reader, instance)
-    room.spawn("http", serve(room, process))
+    room.spawn("http", serve(room, process, build_app(process)))
 
 
 async def open_process(room: Room, settings: ApiSettings) -> Process:
@@ -71,11 +72,11 @@ async def open_process(room: Room, settings: ApiSettings) -> Process:
     )
 
 
-async def serve(room: Room, process: Process) -> None:
+async def serve(room: Room, process: Process, app: Litestar) -> None:
     """Serve HTTP until the room stops; open streams get a short grace."""
     settings = process.settings
     config = uvicorn.Config(
-        build_app(process),
+        app,
         http=_protocol(process),
         host=settings.host,
         port=settings.port,

@@ -1,13 +1,10 @@
-"""What a request needs, made from what the process has: one small factory for each service."""
+"""What a request needs, made from what the process has."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from inspect import iscoroutinefunction
 from typing import Any
 
 from litestar import Request
-from litestar.di import NamedDependency, Provide
 
 from luthier_api.around.idempotency import CORE, DONE_BEFORE, REPEAT
 from luthier_api.around.process import Around
@@ -66,151 +63,151 @@ class Process:
     def around(self) -> Around:
         return Around(self.db, self.clock, self.settings)
 
+    @cached_property
+    def platform(self) -> PlatformStore:
+        return PlatformStore(self.db, node_ttl_s=self.settings.node_ttl_s)
 
-def providers(process: Process) -> dict[str, Provide]:
-    """The services as handlers name them. None can be had without a principal."""
-    settings, db, objects, clock = process.settings, process.db, process.objects, process.clock
+    @cached_property
+    def turns(self) -> Turns:
+        return Turns(self.settings.max_generations)
 
-    def repository(request: AnyRequest) -> Repository:
-        return Repository(db, request.user, request_id_of(request.scope))
-
-    def files(request: AnyRequest) -> FileService:
-        return FileService(repository(request), db, objects, clock, settings)
-
-    def uploads(request: AnyRequest) -> UploadService:
-        return UploadService(repository(request), db, objects, clock, settings)
-
-    def form(request: AnyRequest) -> Upload:
-        kind = request.headers.get("content-type", "")
-        return Upload(kind, request.stream(), within_s=settings.upload_timeout_s)
-
-    def jobs(request: AnyRequest) -> JobService:
-        return JobService(repository(request), process.around.bases, settings)
-
-    def view(request: AnyRequest) -> View:
-        dialect: DialectName = request.route_handler.opt.get(DIALECT, "openai")
-        asked = request.headers.get(STRICT_HEADER)
-        return View(dialect, is_strict=request.user.is_strict if asked is None else asked.lower() == "true")
-
-    def validation(request: AnyRequest) -> ValidationService:
-        return ValidationService(jobs(request), objects, settings)
-
-    def capacity(request: AnyRequest) -> CapacityStore:
-        return CapacityStore(repository(request), node_ttl_s=settings.node_ttl_s)
-
-    made: dict[str, Callable[..., Any]] = {
-        "view": view,
-        "files": files,
-        "uploads": uploads,
-        "form": form,
-        "jobs": jobs,
-        "validation": validation,
-        "capacity": capacity,
-        **_models(process),
-        **_inference(process),
-        **_creation(process),
-        **_what_happened(process),
-        **_administration(process),
-    }
-    return {name: _provide(make) for name, make in made.items()}
+    @cached_property
+    def heads(self) -> Heads:
+        return Heads(self.db)
 
 
-def _provide(make: Callable[..., Any]) -> Provide:
-    return Provide(make) if iscoroutinefunction(make) else Provide(make, sync_to_thread=False)
+class Services:
+    """What one request works with, behind its principal's wall. A service is made when a handler names it."""
 
+    def __init__(self, process: Process, request: AnyRequest) -> None:
+        self._process = process
+        self._request = request
 
-def _models(process: Process) -> dict[str, Callable[..., Any]]:
-    """What can be called by name, and who else may call it."""
+    @cached_property
+    def view(self) -> View:
+        dialect: DialectName = self._request.route_handler.opt.get(DIALECT, "openai")
+        asked = self._request.headers.get(STRICT_HEADER)
+        return View(dialect, is_strict=self._request.user.is_strict if asked is None else asked.lower() == "true")
 
-    def models(request: AnyRequest) -> ModelService:
-        return ModelService(Repository(process.db, request.user, request_id_of(request.scope)), process.db)
+    @cached_property
+    def _repository(self) -> Repository:
+        return Repository(self._process.db, self._request.user, request_id_of(self._request.scope))
 
-    def permissions(request: AnyRequest) -> PermissionService:
-        repository = Repository(process.db, request.user, request_id_of(request.scope))
-        return PermissionService(repository, models(request), process.clock)
+    # Files
 
-    def deletion(request: AnyRequest, jobs: NamedDependency[JobService]) -> JobDeletion:
-        repository = Repository(process.db, request.user, request_id_of(request.scope))
-        return JobDeletion(repository, jobs, models(request))
+    @property
+    def files(self) -> FileService:
+        it = self._process
+        return FileService(self._repository, it.db, it.objects, it.clock, it.settings)
 
-    return {"models": models, "permissions": permissions, "deletion": deletion}
+    @property
+    def uploads(self) -> UploadService:
+        it = self._process
+        return UploadService(self._repository, it.db, it.objects, it.clock, it.settings)
 
+    @cached_property
+    def form(self) -> Upload:
+        """The body, where it is a form."""
+        kind = self._request.headers.get("content-type", "")
+        return Upload(kind, self._request.stream(), within_s=self._process.settings.upload_timeout_s)
 
-def _inference(process: Process) -> dict[str, Callable[..., Any]]:
-    """The services that let models answer."""
-    settings, db = process.settings, process.db
-    platform, turns = PlatformStore(db, node_ttl_s=settings.node_ttl_s), Turns(settings.max_generations)
+    # Jobs
 
-    def engines(request: AnyRequest) -> Engines:
-        return Engines(platform, process.generation, turns, request.user.key_id)
+    @property
+    def jobs(self) -> JobService:
+        return JobService(self._repository, self._process.around.bases, self._process.settings)
 
-    def responses(request: AnyRequest) -> ResponseService:
-        repository = Repository(db, request.user, request_id_of(request.scope))
-        store, models = ResponseStore(repository), ModelService(repository, db)
-        again = Again(request.scope["state"].get(CORE), is_done=DONE_BEFORE in request.scope["state"])
-        return ResponseService(
-            store, models, engines(request), process.clock, keep_s=settings.response_keep_s, again=again
+    @property
+    def creation(self) -> JobCreation:
+        return JobCreation(
+            self._repository, self.jobs, self._process.around.room, self._process.settings.max_queued_jobs
         )
 
-    return {"engines": engines, "responses": responses}
+    @property
+    def deletion(self) -> JobDeletion:
+        return JobDeletion(self._repository, self.jobs, self.models)
 
+    @property
+    def validation(self) -> ValidationService:
+        return ValidationService(self.jobs, self._process.objects, self._process.settings)
 
-def _creation(process: Process) -> dict[str, Callable[..., Any]]:
-    """What makes things, once for each request however often it is sent."""
-    around, settings = process.around, process.settings
+    @property
+    def capacity(self) -> CapacityStore:
+        return CapacityStore(self._repository, node_ttl_s=self._process.settings.node_ttl_s)
 
-    def core(request: AnyRequest) -> str | None:
+    @property
+    def job_events(self) -> EventService:
+        return EventService(self._repository, self._process.heads)
+
+    @property
+    def following(self) -> FollowService:
+        it = self._process
+        most, heartbeat_s = it.settings.max_streams, it.settings.heartbeat_s
+        return FollowService(self._repository, it.followers, self._may_follow, most=most, heartbeat_s=heartbeat_s)
+
+    async def _may_follow(self) -> bool:
+        """Asked now and then: a stream outlives the check of its request's key."""
+        key = key_of(self._request.scope)
+        principal = await self._process.keys.principal(key) if key else None
+        return principal is not None and principal.may(Scope.JOBS_READ)
+
+    # Making things once, however often a request is sent
+
+    @property
+    def core(self) -> str | None:
         """What the id of the thing that this request makes must be made of, where it came with an Idempotency-Key."""
-        found: str | None = request.scope["state"].get(CORE)
+        found: str | None = self._request.scope["state"].get(CORE)
         return found
 
-    def creation(request: AnyRequest, jobs: NamedDependency[JobService]) -> JobCreation:
-        repository = Repository(process.db, request.user, request_id_of(request.scope))
-        return JobCreation(repository, jobs, around.room, settings.max_queued_jobs)
-
-    async def sent(request: AnyRequest) -> Sent:
-        body = await request.body()
-        repeat = around.repeats.begin(request.user, request.scope["path"], body, read_retry(request.headers))
+    async def sent(self) -> Sent:
+        """How this request was sent; reads its body."""
+        request, repeats = self._request, self._process.around.repeats
+        repeat = repeats.begin(request.user, request.scope["path"], await request.body(), read_retry(request.headers))
         request.scope["state"][REPEAT] = repeat
-        return Sent(request.scope["state"].get(CORE), repeat)
+        return Sent(self.core, repeat)
 
-    return {"core": core, "creation": creation, "sent": sent}
+    # Models
 
+    @property
+    def models(self) -> ModelService:
+        return ModelService(self._repository, self._process.db)
 
-def _what_happened(process: Process) -> dict[str, Callable[..., Any]]:
-    """The services that tell of a job's events."""
-    settings, heads = process.settings, Heads(process.db)
+    @property
+    def permissions(self) -> PermissionService:
+        return PermissionService(self._repository, self.models, self._process.clock)
 
-    def repository(request: AnyRequest) -> Repository:
-        return Repository(process.db, request.user, request_id_of(request.scope))
+    @property
+    def engines(self) -> Engines:
+        it = self._process
+        return Engines(it.platform, it.generation, it.turns, self._request.user.key_id)
 
-    def job_events(request: AnyRequest) -> EventService:
-        return EventService(repository(request), heads)
+    @property
+    def responses(self) -> ResponseService:
+        it = self._process
+        again = Again(self.core, is_done=DONE_BEFORE in self._request.scope["state"])
+        return ResponseService(
+            ResponseStore(self._repository),
+            self.models,
+            self.engines,
+            it.clock,
+            keep_s=it.settings.response_keep_s,
+            again=again,
+        )
 
-    def following(request: AnyRequest) -> FollowService:
-        async def may_still() -> bool:
-            key = key_of(request.scope)
-            principal = await process.keys.principal(key) if key else None
-            return principal is not None and principal.may(Scope.JOBS_READ)
+    # The organization
 
-        most, heartbeat_s = settings.max_streams, settings.heartbeat_s
-        return FollowService(repository(request), process.followers, may_still, most=most, heartbeat_s=heartbeat_s)
+    @property
+    def _directory(self) -> Directory:
+        return Directory(self._process.db, self._request.user)
 
-    return {"job_events": job_events, "following": following}
+    @property
+    def tenancy(self) -> TenancyService:
+        return TenancyService(self._directory, self._process.keys, self._process.clock)
 
+    @property
+    def api_keys(self) -> KeyService:
+        return KeyService(self._directory, self._process.keys, self.tenancy)
 
-def _administration(process: Process) -> dict[str, Callable[..., Any]]:
-    """The services behind `/organization`."""
-
-    def tenancy(request: AnyRequest) -> TenancyService:
-        directory = Directory(process.db, request.user)
-        return TenancyService(directory, process.keys, process.clock)
-
-    def api_keys(request: AnyRequest) -> KeyService:
-        directory = Directory(process.db, request.user)
-        return KeyService(directory, process.keys, tenancy(request))
-
-    def audit_rows(request: AnyRequest) -> AuditReader:
-        return AuditReader(process.db, request.user)
-
-    return {"audit_rows": audit_rows, "tenancy": tenancy, "api_keys": api_keys}
+    @property
+    def audit_rows(self) -> AuditReader:
+        return AuditReader(self._process.db, self._request.user)

@@ -11,6 +11,7 @@ from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import ASGIMiddleware
+from litestar.params import QueryParameter
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from opentelemetry.trace import SpanKind
 
@@ -141,21 +142,35 @@ def _on_behalf_of(principal: Principal, values: set[bytes]) -> Principal:
     return replace(principal, end_user=end_user)
 
 
-async def check_scope(connection: ASGIConnection[Any, Principal, Any, Any], handler: BaseRouteHandler) -> None:
+class Admission(ASGIMiddleware):
+    """Refuses what the key may not do, and what the route would not read, before anything is done for it.
+
+    A middleware and not guards: Litestar copies a route's handler for each guard of each request.
+    """
+
+    scopes = (ScopeType.HTTP,)
+    exclude_opt_key = PUBLIC
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        handler = scope["route_handler"]
+        check_scope(scope["user"], handler)
+        if scope["query_string"]:
+            check_query(ASGIConnection(scope), handler)
+        await next_app(scope, receive, send)
+
+
+def check_scope(principal: Principal, handler: BaseRouteHandler) -> None:
     """Refuse a key without the scope that the route declares. A route that declares none is refused to everybody."""
-    if handler.opt.get(PUBLIC):
-        return
     needed = handler.opt.get(SCOPE)
-    if needed is None or not connection.user.may(str(needed)):
+    if needed is None or not principal.may(str(needed)):
         message = f"This API key lacks the scope {needed}."
         raise ApiError(ErrorCode.MISSING_SCOPE, message, headers=NO_RETRY)
 
 
 def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Refuse a query parameter that the route does not read: a filter that is ignored answers another question."""
-    if handler.opt.get(PUBLIC):
-        return
-    known = handler.parsed_fn_signature.parameters
+    parameters = handler.parsed_fn_signature.parameters.items()
+    known = {name for name, field in parameters if isinstance(field.kwarg_definition, QueryParameter)}
     for name, value in connection.query_params.multi_items():
         if name == "api-version" and value in handler.opt.get(API_VERSIONS, ()):
             continue

@@ -27,7 +27,7 @@ from luthier_api.idempotency import (
     read_key,
     reservation_name,
 )
-from luthier_api.middleware import PUBLIC, SCOPE, header_of
+from luthier_api.middleware import PUBLIC, header_of
 from luthier_api.services.repeats import Repeat
 from luthier_api.store.reservations import DONE, Held, Reservations
 from luthier_common.contract.ids import new_id
@@ -72,8 +72,6 @@ class Idempotency(ASGIMiddleware):
             await next_app(scope, receive, send)
         elif key is None:
             await self._watched(scope, receive, send, next_app)
-        elif not principal.may(str(scope["route_handler"].opt.get(SCOPE))):
-            await next_app(scope, receive, send)
         else:
             route = f"{scope['path']}?{scope['query_string']!r}"
             name = reservation_name((principal.key_id, principal.end_user), route, key)

@@ -12,11 +12,11 @@ from litestar.response import Stream
 
 from luthier_api.answers import event_stream, while_connected
 from luthier_api.around.idempotency import FORGOTTEN
-from luthier_api.deps import AnyRequest
+from luthier_api.deps import AnyRequest, Services
 from luthier_api.domain import Scope
 from luthier_api.errors import ApiError, ErrorCode
-from luthier_api.services.engines import BROKE_OFF, Engines
-from luthier_api.services.models import ModelService, Served
+from luthier_api.services.engines import BROKE_OFF
+from luthier_api.services.models import Served
 from luthier_api.settings import MIB
 from luthier_api.wire.chat import ChatCompletion, chat_completion
 from luthier_common.kit.generation import EngineAwayError
@@ -70,10 +70,10 @@ class ChatController(Controller):
         self,
         request: AnyRequest,
         data: JSONBody[dict[str, Any]],
-        models: NamedDependency[ModelService],
-        engines: NamedDependency[Engines],
+        services: NamedDependency[Services],
     ) -> ChatCompletion | Stream:
         asked = read_chat(data)
+        models, engines = services.models, services.engines
         served = await models.resolve(asked["model"])
         body = engine_body(asked, served, models.project)
         if asked.get("stream"):
@@ -95,10 +95,10 @@ class ChatController(Controller):
         self,
         request: AnyRequest,
         data: JSONBody[dict[str, Any]],
-        models: NamedDependency[ModelService],
-        engines: NamedDependency[Engines],
+        services: NamedDependency[Services],
     ) -> Stream:
         asked = read_chat({**data, "stream": True})
+        models, engines = services.models, services.engines
         served = await models.resolve(asked["model"])
         chunks = engines.chunks(served, engine_body(asked, served, models.project))
         return event_stream(_named_events(await while_connected(request, chunks)))

@@ -5,11 +5,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
-from luthier_api.deps import AnyRequest
+from luthier_api.deps import AnyRequest, Services
 from luthier_api.domain import Scope
 from luthier_api.services.events import read_place
-from luthier_api.services.follow import FollowService
-from luthier_api.services.jobs import JobService
 
 LAST_SEEN = "last-event-id"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -30,14 +28,13 @@ class FollowController(Controller):
         self,
         request: AnyRequest,
         job_id: FromPath[str],
-        jobs: NamedDependency[JobService],
-        following: NamedDependency[FollowService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
     ) -> Stream:
         """Server-sent events. Each carries the event's id; with `Last-Event-ID`, or `after`, the stream goes on there.
 
         After the job's last event comes one named `done`, and the stream ends.
         """
-        found = await jobs.find_id(job_id)
+        found = await services.jobs.find_id(job_id)
         place = read_place(request.headers.get(LAST_SEEN) or after, found)
-        return Stream(following.follow(found, place), media_type="text/event-stream", headers=HEADERS)
+        return Stream(services.following.follow(found, place), media_type="text/event-stream", headers=HEADERS)

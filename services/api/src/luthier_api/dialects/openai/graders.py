@@ -13,9 +13,9 @@ from litestar.params import JSONBody
 from pydantic import Field, StrictStr
 
 from luthier_api.answers import while_connected
-from luthier_api.deps import AnyRequest
+from luthier_api.deps import AnyRequest, Services
 from luthier_api.dialects.openai.fields import Strict
-from luthier_api.domain import Scope, View
+from luthier_api.domain import Scope
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.settings import MIB
 from luthier_api.turns import Turns
@@ -86,13 +86,17 @@ class GradersController(Controller):
         status_code=200,
         request_max_body_size=MAX_BODY_BYTES,
     )
-    async def validate(self, data: JSONBody[ValidateGrader], view: NamedDependency[View]) -> GraderValidObject:
+    async def validate(
+        self,
+        data: JSONBody[ValidateGrader],
+        services: NamedDependency[Services],
+    ) -> GraderValidObject:
         """The grader as it is understood: graders of a multi by name, whatever form they came in.
 
         A client that parses strictly has no type for these; it is answered null.
         """
         grader = known_grader(data.grader)
-        return {"grader": None if view.is_strict and isinstance(grader, MultiGrader) else grader}
+        return {"grader": None if services.view.is_strict and isinstance(grader, MultiGrader) else grader}
 
 
 def known_grader(data: object, at: str = "grader") -> Grader:

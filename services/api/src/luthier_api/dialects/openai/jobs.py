@@ -8,15 +8,11 @@ from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from luthier_api.deps import AnyRequest
+from luthier_api.deps import AnyRequest, Services
 from luthier_api.dialects.openai.create import CreateJob, wanted_job
 from luthier_api.dialects.openai.fields import MAX_METADATA
-from luthier_api.domain import ASCENDING, Order, Page, Scope, View
+from luthier_api.domain import ASCENDING, Order, Page, Scope
 from luthier_api.errors import ApiError, ErrorCode
-from luthier_api.services.creation import JobCreation, Sent
-from luthier_api.services.deletion import JobDeletion
-from luthier_api.services.events import EventService
-from luthier_api.services.jobs import JobService
 from luthier_api.store.filters import JobFilter
 from luthier_api.wire.checkpoints import CheckpointObject
 from luthier_api.wire.events import EventObject
@@ -43,14 +39,8 @@ class JobsController(Controller):
         status_code=200,
         repeat=True,
     )
-    async def create(
-        self,
-        data: JSONBody[CreateJob],
-        creation: NamedDependency[JobCreation],
-        sent: NamedDependency[Sent],
-        view: NamedDependency[View],
-    ) -> JobObject:
-        return job_object(await creation.create(wanted_job(data), sent), view)
+    async def create(self, data: JSONBody[CreateJob], services: NamedDependency[Services]) -> JobObject:
+        return job_object(await services.creation.create(wanted_job(data), await services.sent()), services.view)
 
     @get(
         operation="list_fine_tuning_jobs",
@@ -61,8 +51,7 @@ class JobsController(Controller):
     async def list(
         self,
         request: AnyRequest,
-        jobs: NamedDependency[JobService],
-        view: NamedDependency[View],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         limit: Limit20 = 20,
         status: FromQuery[JobStatus | None] = None,
@@ -71,18 +60,17 @@ class JobsController(Controller):
         created_before: UnixTime = None,
         search: Search = None,
     ) -> ListObject[JobObject]:
+        view = services.view
         metadata, without = read_metadata_filter(request.query_params.multi_items())
         wanted = JobFilter(
             view.statuses(status) if status else (), model, created_after, created_before, search, metadata, without
         )
-        found = await jobs.list(Page(limit, after), wanted)
+        found = await services.jobs.list(Page(limit, after), wanted)
         return list_object([job_object(job, view) for job in found[:limit]], has_more=len(found) > limit)
 
     @get("/{job_id:str}", operation="retrieve_fine_tuning_job", summary="Look at a job", scope=Scope.JOBS_READ)
-    async def retrieve(
-        self, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
-    ) -> JobObject:
-        return job_object(await jobs.get(job_id), view)
+    async def retrieve(self, job_id: FromPath[str], services: NamedDependency[Services]) -> JobObject:
+        return job_object(await services.jobs.get(job_id), services.view)
 
     @delete(
         "/{job_id:str}",
@@ -95,8 +83,7 @@ class JobsController(Controller):
         self,
         request: AnyRequest,
         job_id: FromPath[str],
-        deletion: NamedDependency[JobDeletion],
-        view: NamedDependency[View],
+        services: NamedDependency[Services],
         delete_model: FromQuery[bool] = False,
     ) -> DeletedObject:
         """An extension. The job is gone for everybody at once: retrieve, lists, events, checkpoints and verbs answer as
@@ -110,8 +97,8 @@ class JobsController(Controller):
 
         What happened to the job stays in the event stream, which holds no texts.
         """
-        gone = await deletion.delete(job_id, with_model=delete_model, is_retry=is_retry(request))
-        return {"id": view.id(gone), "object": "fine_tuning.job", "deleted": True}
+        gone = await services.deletion.delete(job_id, with_model=delete_model, is_retry=is_retry(request))
+        return {"id": services.view.id(gone), "object": "fine_tuning.job", "deleted": True}
 
     @post(
         "/{job_id:str}/cancel",
@@ -120,10 +107,8 @@ class JobsController(Controller):
         scope=Scope.JOBS_WRITE,
         status_code=200,
     )
-    async def cancel(
-        self, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
-    ) -> JobObject:
-        return job_object(await jobs.cancel(job_id), view)
+    async def cancel(self, job_id: FromPath[str], services: NamedDependency[Services]) -> JobObject:
+        return job_object(await services.jobs.cancel(job_id), services.view)
 
     @post(
         "/{job_id:str}/pause",
@@ -133,9 +118,12 @@ class JobsController(Controller):
         status_code=200,
     )
     async def pause(
-        self, request: AnyRequest, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
+        self,
+        request: AnyRequest,
+        job_id: FromPath[str],
+        services: NamedDependency[Services],
     ) -> JobObject:
-        return job_object(await jobs.pause(job_id, is_retry=is_retry(request)), view)
+        return job_object(await services.jobs.pause(job_id, is_retry=is_retry(request)), services.view)
 
     @post(
         "/{job_id:str}/resume",
@@ -145,9 +133,12 @@ class JobsController(Controller):
         status_code=200,
     )
     async def resume(
-        self, request: AnyRequest, job_id: FromPath[str], jobs: NamedDependency[JobService], view: NamedDependency[View]
+        self,
+        request: AnyRequest,
+        job_id: FromPath[str],
+        services: NamedDependency[Services],
     ) -> JobObject:
-        return job_object(await jobs.resume(job_id, is_retry=is_retry(request)), view)
+        return job_object(await services.jobs.resume(job_id, is_retry=is_retry(request)), services.view)
 
     @get(
         "/{job_id:str}/events",
@@ -158,14 +149,13 @@ class JobsController(Controller):
     async def list_events(
         self,
         job_id: FromPath[str],
-        jobs: NamedDependency[JobService],
-        job_events: NamedDependency[EventService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         limit: Limit20 = 20,
         order: FromQuery[Order] = "desc",
     ) -> ListObject[EventObject]:
         page = Page(limit, after, ascending=order in ASCENDING)
-        return await job_events.list_events(await jobs.find_id(job_id), page)
+        return await services.job_events.list_events(await services.jobs.find_id(job_id), page)
 
     @get(
         "/{job_id:str}/checkpoints",
@@ -176,15 +166,13 @@ class JobsController(Controller):
     async def list_checkpoints(
         self,
         job_id: FromPath[str],
-        jobs: NamedDependency[JobService],
-        job_events: NamedDependency[EventService],
-        view: NamedDependency[View],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 10,
         order: FromQuery[Order] = "desc",
     ) -> ListObject[CheckpointObject]:
         page = Page(limit, after, ascending=order in ASCENDING)
-        return await job_events.list_checkpoints(await jobs.get(job_id), page, view)
+        return await services.job_events.list_checkpoints(await services.jobs.get(job_id), page, services.view)
 
 
 def is_retry(request: AnyRequest) -> bool:

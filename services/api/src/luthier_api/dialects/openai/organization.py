@@ -12,10 +12,10 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from pydantic import StringConstraints
 
+from luthier_api.deps import Services
 from luthier_api.dialects.openai.fields import Strict
 from luthier_api.domain import Page, Principal, Scope
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode
-from luthier_api.services.tenancy import TenancyService
 from luthier_api.wire.lists import DeletedObject, ListObject, list_object
 from luthier_api.wire.tenancy import (
     ProjectObject,
@@ -37,7 +37,7 @@ Email = Annotated[
 ]
 
 
-def refuse_end_user(connection: ASGIConnection[Any, Principal, Any, Any], _handler: BaseRouteHandler) -> None:
+async def refuse_end_user(connection: ASGIConnection[Any, Principal, Any, Any], _handler: BaseRouteHandler) -> None:
     """A service that passes its users' requests on must not pass administration on."""
     if connection.user.end_user is not None:
         code = ErrorCode.END_USER_REFUSED
@@ -78,23 +78,23 @@ class ProjectsController(Controller):
     guards = (refuse_end_user,)
 
     @post(operation="create_project", summary="Create a project", scope=Scope.ADMIN, status_code=200)
-    async def create(self, data: JSONBody[CreateProject], tenancy: NamedDependency[TenancyService]) -> ProjectObject:
-        return project_object(await tenancy.create_project(data.name))
+    async def create(self, data: JSONBody[CreateProject], services: NamedDependency[Services]) -> ProjectObject:
+        return project_object(await services.tenancy.create_project(data.name))
 
     @get(operation="list_projects", summary="List projects, newest first", scope=Scope.ADMIN)
     async def list(
         self,
-        tenancy: NamedDependency[TenancyService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         include_archived: FromQuery[bool] = False,
         limit: Limit = 20,
     ) -> ListObject[ProjectObject]:
-        found = await tenancy.list_projects(Page(limit, after), with_archived=include_archived)
+        found = await services.tenancy.list_projects(Page(limit, after), with_archived=include_archived)
         return list_object([project_object(each) for each in found[:limit]], has_more=len(found) > limit)
 
     @get("/{project_id:str}", operation="retrieve_project", summary="Look at a project", scope=Scope.ADMIN)
-    async def retrieve(self, project_id: FromPath[str], tenancy: NamedDependency[TenancyService]) -> ProjectObject:
-        return project_object(await tenancy.project(project_id))
+    async def retrieve(self, project_id: FromPath[str], services: NamedDependency[Services]) -> ProjectObject:
+        return project_object(await services.tenancy.project(project_id))
 
     @post(
         "/{project_id:str}",
@@ -107,9 +107,9 @@ class ProjectsController(Controller):
         self,
         project_id: FromPath[str],
         data: JSONBody[ModifyProject],
-        tenancy: NamedDependency[TenancyService],
+        services: NamedDependency[Services],
     ) -> ProjectObject:
-        return project_object(await tenancy.rename_project(project_id, data.name))
+        return project_object(await services.tenancy.rename_project(project_id, data.name))
 
     @post(
         "/{project_id:str}/archive",
@@ -118,8 +118,8 @@ class ProjectsController(Controller):
         scope=Scope.ADMIN,
         status_code=200,
     )
-    async def archive(self, project_id: FromPath[str], tenancy: NamedDependency[TenancyService]) -> ProjectObject:
-        return project_object(await tenancy.archive_project(project_id))
+    async def archive(self, project_id: FromPath[str], services: NamedDependency[Services]) -> ProjectObject:
+        return project_object(await services.tenancy.archive_project(project_id))
 
 
 class UsersController(Controller):
@@ -128,29 +128,32 @@ class UsersController(Controller):
     guards = (refuse_end_user,)
 
     @post(operation="create_user", summary="Add a user (not at OpenAI)", scope=Scope.ADMIN, status_code=200)
-    async def create(self, data: JSONBody[CreateUser], tenancy: NamedDependency[TenancyService]) -> UserObject:
+    async def create(self, data: JSONBody[CreateUser], services: NamedDependency[Services]) -> UserObject:
         name = data.email if data.name is None else data.name
-        return user_object(await tenancy.create_user(email=data.email, name=name, role=data.role))
+        return user_object(await services.tenancy.create_user(email=data.email, name=name, role=data.role))
 
     @get(operation="list_users", summary="List users, newest first", scope=Scope.ADMIN)
     async def list(
         self,
-        tenancy: NamedDependency[TenancyService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         limit: Limit = 20,
     ) -> ListObject[UserObject]:
-        found = await tenancy.list_users(Page(limit, after))
+        found = await services.tenancy.list_users(Page(limit, after))
         return list_object([user_object(each) for each in found[:limit]], has_more=len(found) > limit)
 
     @get("/{user_id:str}", operation="retrieve_user", summary="Look at a user", scope=Scope.ADMIN)
-    async def retrieve(self, user_id: FromPath[str], tenancy: NamedDependency[TenancyService]) -> UserObject:
-        return user_object(await tenancy.user(user_id))
+    async def retrieve(self, user_id: FromPath[str], services: NamedDependency[Services]) -> UserObject:
+        return user_object(await services.tenancy.user(user_id))
 
     @post("/{user_id:str}", operation="modify_user", summary="Change a user's role", scope=Scope.ADMIN, status_code=200)
     async def modify(
-        self, user_id: FromPath[str], data: JSONBody[ModifyUser], tenancy: NamedDependency[TenancyService]
+        self,
+        user_id: FromPath[str],
+        data: JSONBody[ModifyUser],
+        services: NamedDependency[Services],
     ) -> UserObject:
-        return user_object(await tenancy.change_user_role(user_id, data.role))
+        return user_object(await services.tenancy.change_user_role(user_id, data.role))
 
     @delete(
         "/{user_id:str}",
@@ -159,8 +162,8 @@ class UsersController(Controller):
         scope=Scope.ADMIN,
         status_code=200,
     )
-    async def delete(self, user_id: FromPath[str], tenancy: NamedDependency[TenancyService]) -> DeletedObject:
-        await tenancy.delete_user(user_id)
+    async def delete(self, user_id: FromPath[str], services: NamedDependency[Services]) -> DeletedObject:
+        await services.tenancy.delete_user(user_id)
         return {"id": user_id, "object": "organization.user.deleted", "deleted": True}
 
 
@@ -174,28 +177,31 @@ class ProjectUsersController(Controller):
         self,
         project_id: FromPath[str],
         data: JSONBody[AddProjectUser],
-        tenancy: NamedDependency[TenancyService],
+        services: NamedDependency[Services],
     ) -> ProjectUserObject:
-        member = await tenancy.add_member(project_id, user_id=data.user_id, email=data.email, role=data.role)
+        member = await services.tenancy.add_member(project_id, user_id=data.user_id, email=data.email, role=data.role)
         return project_user_object(member.membership, member.user)
 
     @get(operation="list_project_users", summary="List the users of a project", scope=Scope.ADMIN)
     async def list(
         self,
         project_id: FromPath[str],
-        tenancy: NamedDependency[TenancyService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         limit: Limit = 20,
     ) -> ListObject[ProjectUserObject]:
-        found = await tenancy.list_members(project_id, Page(limit, after))
+        found = await services.tenancy.list_members(project_id, Page(limit, after))
         shown = [project_user_object(each.membership, each.user) for each in found[:limit]]
         return list_object(shown, has_more=len(found) > limit)
 
     @get("/{user_id:str}", operation="retrieve_project_user", summary="Look at a user of a project", scope=Scope.ADMIN)
     async def retrieve(
-        self, project_id: FromPath[str], user_id: FromPath[str], tenancy: NamedDependency[TenancyService]
+        self,
+        project_id: FromPath[str],
+        user_id: FromPath[str],
+        services: NamedDependency[Services],
     ) -> ProjectUserObject:
-        member = await tenancy.member(project_id, user_id)
+        member = await services.tenancy.member(project_id, user_id)
         return project_user_object(member.membership, member.user)
 
     @post(
@@ -210,9 +216,9 @@ class ProjectUsersController(Controller):
         project_id: FromPath[str],
         user_id: FromPath[str],
         data: JSONBody[ModifyProjectUser],
-        tenancy: NamedDependency[TenancyService],
+        services: NamedDependency[Services],
     ) -> ProjectUserObject:
-        member = await tenancy.change_member_role(project_id, user_id, data.role)
+        member = await services.tenancy.change_member_role(project_id, user_id, data.role)
         return project_user_object(member.membership, member.user)
 
     @delete(
@@ -223,7 +229,10 @@ class ProjectUsersController(Controller):
         status_code=200,
     )
     async def delete(
-        self, project_id: FromPath[str], user_id: FromPath[str], tenancy: NamedDependency[TenancyService]
+        self,
+        project_id: FromPath[str],
+        user_id: FromPath[str],
+        services: NamedDependency[Services],
     ) -> DeletedObject:
-        await tenancy.remove_member(project_id, user_id)
+        await services.tenancy.remove_member(project_id, user_id)
         return {"id": user_id, "object": "organization.project.user.deleted", "deleted": True}

@@ -11,12 +11,12 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from luthier_api.deps import Services
 from luthier_api.dialects.openai.fields import Strict
 from luthier_api.dialects.openai.organization import Limit, Name, refuse_end_user
 from luthier_api.domain import ASCENDING, Order, Page, Scope
 from luthier_api.errors import ApiError, ErrorCode
-from luthier_api.services.api_keys import ACCOUNT_SCOPES, KeyService, WantedKey
-from luthier_api.services.tenancy import TenancyService
+from luthier_api.services.api_keys import ACCOUNT_SCOPES, WantedKey
 from luthier_api.wire.lists import DeletedObject, ListObject, list_object
 from luthier_api.wire.tenancy import (
     AdminKeyObject,
@@ -89,28 +89,34 @@ class ProjectKeysController(Controller):
         status_code=200,
     )
     async def create(
-        self, project_id: FromPath[str], data: JSONBody[CreateKey], api_keys: NamedDependency[KeyService]
+        self,
+        project_id: FromPath[str],
+        data: JSONBody[CreateKey],
+        services: NamedDependency[Services],
     ) -> KeyObject:
         wanted = WantedKey(data.name, data.scopes, data.expires_in_seconds, data.strict, data.rate_limit)
-        issued, owner = await api_keys.create(project_id, wanted, data.user_id)
+        issued, owner = await services.api_keys.create(project_id, wanted, data.user_id)
         return key_object(issued.row, owner, issued.value)
 
     @get(operation="list_project_api_keys", summary="List the keys of a project, newest first", scope=Scope.ADMIN)
     async def list(
         self,
         project_id: FromPath[str],
-        api_keys: NamedDependency[KeyService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         limit: Limit = 20,
     ) -> ListObject[KeyObject]:
-        found = await api_keys.list_of(project_id, Page(limit, after))
+        found = await services.api_keys.list_of(project_id, Page(limit, after))
         return list_object([key_object(key, owner) for key, owner in found[:limit]], has_more=len(found) > limit)
 
     @get("/{key_id:str}", operation="retrieve_project_api_key", summary="Look at a key", scope=Scope.ADMIN)
     async def retrieve(
-        self, project_id: FromPath[str], key_id: FromPath[str], api_keys: NamedDependency[KeyService]
+        self,
+        project_id: FromPath[str],
+        key_id: FromPath[str],
+        services: NamedDependency[Services],
     ) -> KeyObject:
-        return key_object(*await api_keys.get(project_id, key_id))
+        return key_object(*await services.api_keys.get(project_id, key_id))
 
     @post(
         "/{key_id:str}/rotate",
@@ -124,18 +130,21 @@ class ProjectKeysController(Controller):
         project_id: FromPath[str],
         key_id: FromPath[str],
         data: JSONBody[RotateKey],
-        api_keys: NamedDependency[KeyService],
+        services: NamedDependency[Services],
     ) -> KeyObject:
-        issued, owner = await api_keys.rotate(project_id, key_id, data.keep_old_for_seconds)
+        issued, owner = await services.api_keys.rotate(project_id, key_id, data.keep_old_for_seconds)
         return key_object(issued.row, owner, issued.value)
 
     @delete(
         "/{key_id:str}", operation="delete_project_api_key", summary="Revoke a key", scope=Scope.ADMIN, status_code=200
     )
     async def delete(
-        self, project_id: FromPath[str], key_id: FromPath[str], api_keys: NamedDependency[KeyService]
+        self,
+        project_id: FromPath[str],
+        key_id: FromPath[str],
+        services: NamedDependency[Services],
     ) -> DeletedObject:
-        shown_id = await api_keys.delete(project_id, key_id)
+        shown_id = await services.api_keys.delete(project_id, key_id)
         return {"id": shown_id, "object": "organization.project.api_key.deleted", "deleted": True}
 
 
@@ -150,30 +159,30 @@ class AdminKeysController(Controller):
         scope=Scope.ADMIN,
         status_code=200,
     )
-    async def create(self, data: JSONBody[CreateAdminKey], api_keys: NamedDependency[KeyService]) -> AdminKeyObject:
-        issued = await api_keys.create_admin(data.name, data.expires_in_seconds)
+    async def create(self, data: JSONBody[CreateAdminKey], services: NamedDependency[Services]) -> AdminKeyObject:
+        issued = await services.api_keys.create_admin(data.name, data.expires_in_seconds)
         return admin_key_object(issued.row, None, issued.value)
 
     @get(operation="list_admin_api_keys", summary="List keys of the organization", scope=Scope.ADMIN)
     async def list(
         self,
-        api_keys: NamedDependency[KeyService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         order: FromQuery[Order] = "asc",
         limit: Limit = 20,
     ) -> ListObject[AdminKeyObject]:
-        found = await api_keys.list_admin(Page(limit, after, ascending=order in ASCENDING))
+        found = await services.api_keys.list_admin(Page(limit, after, ascending=order in ASCENDING))
         return list_object([admin_key_object(key, owner) for key, owner in found[:limit]], has_more=len(found) > limit)
 
     @get("/{key_id:str}", operation="retrieve_admin_api_key", summary="Look at a key", scope=Scope.ADMIN)
-    async def retrieve(self, key_id: FromPath[str], api_keys: NamedDependency[KeyService]) -> AdminKeyObject:
-        return admin_key_object(*await api_keys.get_admin(key_id))
+    async def retrieve(self, key_id: FromPath[str], services: NamedDependency[Services]) -> AdminKeyObject:
+        return admin_key_object(*await services.api_keys.get_admin(key_id))
 
     @delete(
         "/{key_id:str}", operation="delete_admin_api_key", summary="Revoke a key", scope=Scope.ADMIN, status_code=200
     )
-    async def delete(self, key_id: FromPath[str], api_keys: NamedDependency[KeyService]) -> DeletedObject:
-        shown_id = await api_keys.delete_admin(key_id)
+    async def delete(self, key_id: FromPath[str], services: NamedDependency[Services]) -> DeletedObject:
+        shown_id = await services.api_keys.delete_admin(key_id)
         return {"id": shown_id, "object": "organization.admin_api_key.deleted", "deleted": True}
 
 
@@ -192,36 +201,38 @@ class ServiceAccountsController(Controller):
         self,
         project_id: FromPath[str],
         data: JSONBody[CreateServiceAccount],
-        tenancy: NamedDependency[TenancyService],
-        api_keys: NamedDependency[KeyService],
+        services: NamedDependency[Services],
     ) -> NewServiceAccountObject:
         alone = bool(data.create_service_account_only)
         if alone and data.expires_in_seconds is not None:
             message = "Without a key there is nothing that expires."
             raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param="expires_in_seconds")
-        account = await tenancy.create_account(project_id, name=data.name, role="none" if alone else "member")
+        account = await services.tenancy.create_account(project_id, name=data.name, role="none" if alone else "member")
         if alone:
             return {**account_object(account), "api_key": None}
         wanted = WantedKey(data.name, ACCOUNT_SCOPES, data.expires_in_seconds)
-        issued = await api_keys.create_for_account(account, wanted)
+        issued = await services.api_keys.create_for_account(account, wanted)
         return {**account_object(account), "api_key": account_key_object(issued.row, issued.value)}
 
     @get(operation="list_service_accounts", summary="List the service accounts of a project", scope=Scope.ADMIN)
     async def list(
         self,
         project_id: FromPath[str],
-        tenancy: NamedDependency[TenancyService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         limit: Limit = 20,
     ) -> ListObject[ServiceAccountObject]:
-        found = await tenancy.list_accounts(project_id, Page(limit, after))
+        found = await services.tenancy.list_accounts(project_id, Page(limit, after))
         return list_object([account_object(each) for each in found[:limit]], has_more=len(found) > limit)
 
     @get("/{account_id:str}", operation="retrieve_service_account", summary="Look at one", scope=Scope.ADMIN)
     async def retrieve(
-        self, project_id: FromPath[str], account_id: FromPath[str], tenancy: NamedDependency[TenancyService]
+        self,
+        project_id: FromPath[str],
+        account_id: FromPath[str],
+        services: NamedDependency[Services],
     ) -> ServiceAccountObject:
-        return account_object(await tenancy.account(project_id, account_id))
+        return account_object(await services.tenancy.account(project_id, account_id))
 
     @post(
         "/{account_id:str}",
@@ -235,9 +246,11 @@ class ServiceAccountsController(Controller):
         project_id: FromPath[str],
         account_id: FromPath[str],
         data: JSONBody[ModifyServiceAccount],
-        tenancy: NamedDependency[TenancyService],
+        services: NamedDependency[Services],
     ) -> ServiceAccountObject:
-        return account_object(await tenancy.change_account(project_id, account_id, name=data.name, role=data.role))
+        return account_object(
+            await services.tenancy.change_account(project_id, account_id, name=data.name, role=data.role)
+        )
 
     @delete(
         "/{account_id:str}",
@@ -247,9 +260,12 @@ class ServiceAccountsController(Controller):
         status_code=200,
     )
     async def delete(
-        self, project_id: FromPath[str], account_id: FromPath[str], tenancy: NamedDependency[TenancyService]
+        self,
+        project_id: FromPath[str],
+        account_id: FromPath[str],
+        services: NamedDependency[Services],
     ) -> DeletedObject:
-        await tenancy.delete_account(project_id, account_id)
+        await services.tenancy.delete_account(project_id, account_id)
         return {"id": account_id, "object": "organization.project.service_account.deleted", "deleted": True}
 
     @post(
@@ -264,12 +280,11 @@ class ServiceAccountsController(Controller):
         project_id: FromPath[str],
         account_id: FromPath[str],
         data: JSONBody[CreateServiceAccountKey],
-        tenancy: NamedDependency[TenancyService],
-        api_keys: NamedDependency[KeyService],
+        services: NamedDependency[Services],
     ) -> ServiceAccountKeyObject:
-        await tenancy.active_project(project_id)
-        account = await tenancy.account(project_id, account_id)
+        await services.tenancy.active_project(project_id)
+        account = await services.tenancy.account(project_id, account_id)
         scopes = ACCOUNT_SCOPES if data.scopes is None else data.scopes
         wanted = WantedKey(data.name or account["name"], scopes, data.expires_in_seconds)
-        issued = await api_keys.create_for_account(account, wanted)
+        issued = await services.api_keys.create_for_account(account, wanted)
         return account_key_object(issued.row, issued.value)

@@ -8,11 +8,12 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from pydantic import Field, StrictStr
 
+from luthier_api.deps import Services
 from luthier_api.dialects.openai.fields import Strict
 from luthier_api.dialects.openai.organization import refuse_end_user
 from luthier_api.domain import Page, Scope
 from luthier_api.errors import ApiError, ErrorCode
-from luthier_api.services.permissions import MAX_PROJECTS, PermissionService
+from luthier_api.services.permissions import MAX_PROJECTS
 from luthier_api.wire.lists import DeletedObject, ListObject, list_object
 from luthier_api.wire.permissions import PermissionObject, permission_object
 
@@ -40,10 +41,10 @@ class PermissionsController(Controller):
         self,
         path_tail: FromPath[str],
         data: JSONBody[CreatePermissions],
-        permissions: NamedDependency[PermissionService],
+        services: NamedDependency[Services],
     ) -> ListObject[PermissionObject]:
         """The path is `{name}/permissions`. A project that has one keeps it; all are of the same organisation."""
-        made = await permissions.create(name_in(path_tail), data.project_ids)
+        made = await services.permissions.create(name_in(path_tail), data.project_ids)
         return list_object([permission_object(one) for one in made], has_more=False)
 
     @get(
@@ -55,7 +56,7 @@ class PermissionsController(Controller):
     async def list(
         self,
         path_tail: FromPath[str],
-        permissions: NamedDependency[PermissionService],
+        services: NamedDependency[Services],
         project_id: FromQuery[str | None] = None,
         after: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 10,
@@ -63,7 +64,7 @@ class PermissionsController(Controller):
     ) -> ListObject[PermissionObject]:
         """The path is `{name}/permissions`. Newest first, unless `order` says otherwise."""
         page = Page(limit, after, ascending=order.startswith("asc"))
-        found = await permissions.list(name_in(path_tail), page, project_id)
+        found = await services.permissions.list(name_in(path_tail), page, project_id)
         return list_object([permission_object(one) for one in found[:limit]], has_more=len(found) > limit)
 
     @delete(
@@ -73,10 +74,10 @@ class PermissionsController(Controller):
         scope=Scope.ADMIN,
         status_code=200,
     )
-    async def delete(self, path_tail: FromPath[str], permissions: NamedDependency[PermissionService]) -> DeletedObject:
+    async def delete(self, path_tail: FromPath[str], services: NamedDependency[Services]) -> DeletedObject:
         """The path is `{name}/permissions/{permission_id}`. The next call by that project is refused."""
         head, _, permission_id = path_tail.rpartition("/")
-        await permissions.delete(name_in(head), permission_id)
+        await services.permissions.delete(name_in(head), permission_id)
         return {"id": permission_id, "object": "checkpoint.permission", "deleted": True}
 
 

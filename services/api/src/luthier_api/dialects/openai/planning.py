@@ -4,11 +4,11 @@ from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from luthier_api.deps import Services
 from luthier_api.dialects.openai.create import CreateJob, wanted_job
-from luthier_api.domain import Scope, View
+from luthier_api.domain import Scope
 from luthier_api.errors import ApiError
-from luthier_api.services.validation import Plan, ValidationService, mistake_of
-from luthier_api.store.capacity import CapacityStore
+from luthier_api.services.validation import Plan, mistake_of
 from luthier_api.wire.capacity import MAX_JOBS, CapacityObject, capacity_object, counts_object, project_object
 from luthier_api.wire.validation import ValidationObject, validation_object
 
@@ -27,13 +27,15 @@ class PlanningController(Controller):
         status_code=200,
     )
     async def validate(
-        self, data: JSONBody[CreateJob], validation: NamedDependency[ValidationService]
+        self,
+        data: JSONBody[CreateJob],
+        services: NamedDependency[Services],
     ) -> Response[ValidationObject]:
         """The body is a create's. What a create would refuse is listed in `errors`; a body of another shape is refused
         as there. While a file has not been read the answer is `pending` and carries `retry-after`.
         """
         try:
-            plan = await validation.plan(wanted_job(data))
+            plan = await services.validation.plan(wanted_job(data))
         except ApiError as error:
             plan = Plan([mistake_of(error)])
         headers = {"retry-after": str(RETRY_AFTER_S)} if plan.is_pending else {}
@@ -45,8 +47,9 @@ class PlanningController(Controller):
         summary="Show slots, queue and the models that can be tuned",
         scope=Scope.JOBS_READ,
     )
-    async def capacity(self, capacity: NamedDependency[CapacityStore], view: NamedDependency[View]) -> CapacityObject:
+    async def capacity(self, services: NamedDependency[Services]) -> CapacityObject:
         """Of other projects' jobs only the numbers are told."""
-        project = project_object(await capacity.count_own(), await capacity.read_waiting(MAX_JOBS), view)
-        counts = counts_object(await capacity.count_all())
-        return capacity_object(await capacity.read_trainers(), counts, project, await capacity.list_bases())
+        store = services.capacity
+        project = project_object(await store.count_own(), await store.read_waiting(MAX_JOBS), services.view)
+        counts = counts_object(await store.count_all())
+        return capacity_object(await store.read_trainers(), counts, project, await store.list_bases())

@@ -9,11 +9,10 @@ from litestar.response import Stream
 
 from luthier_api.answers import event_stream, while_connected
 from luthier_api.around.idempotency import STORED
-from luthier_api.deps import AnyRequest
+from luthier_api.deps import AnyRequest, Services
 from luthier_api.dialects.openai.response_body import CreateResponse, wanted_response
-from luthier_api.domain import ASCENDING, Order, Page, Scope, View
+from luthier_api.domain import ASCENDING, Order, Page, Scope
 from luthier_api.errors import ApiError, ErrorCode
-from luthier_api.services.responses import ResponseService
 from luthier_api.settings import MIB
 from luthier_api.wire.lists import DeletedObject, ListObject, list_object
 from luthier_api.wire.responses import InputItem, ResponseObject, response_object
@@ -37,27 +36,25 @@ class ResponsesController(Controller):
         self,
         request: AnyRequest,
         data: JSONBody[CreateResponse],
-        responses: NamedDependency[ResponseService],
-        view: NamedDependency[View],
+        services: NamedDependency[Services],
     ) -> ResponseObject | Stream:
         wanted = wanted_response(data)
         if data.stream:
-            events = await while_connected(request, responses.stream(wanted, view))
+            events = await while_connected(request, services.responses.stream(wanted, services.view))
             return event_stream(events)
-        return response_object(await while_connected(request, responses.create(wanted)), view)
+        return response_object(await while_connected(request, services.responses.create(wanted)), services.view)
 
     @get("/{response_id:str}", operation="retrieve_response", summary="Look at a response", scope=Scope.INFERENCE)
     async def retrieve(
         self,
         response_id: FromPath[str],
-        responses: NamedDependency[ResponseService],
-        view: NamedDependency[View],
+        services: NamedDependency[Services],
         stream: FromQuery[bool | None] = None,
     ) -> ResponseObject:
         if stream:
             message = "A stored response is not streamed again; leave stream out."
             raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="stream")
-        return response_object(await responses.get(response_id), view)
+        return response_object(await services.responses.get(response_id), services.view)
 
     @delete(
         "/{response_id:str}",
@@ -66,8 +63,8 @@ class ResponsesController(Controller):
         scope=Scope.INFERENCE,
         status_code=200,
     )
-    async def delete(self, response_id: FromPath[str], responses: NamedDependency[ResponseService]) -> DeletedObject:
-        await responses.delete(response_id)
+    async def delete(self, response_id: FromPath[str], services: NamedDependency[Services]) -> DeletedObject:
+        await services.responses.delete(response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     @get(
@@ -79,12 +76,12 @@ class ResponsesController(Controller):
     async def list_input_items(
         self,
         response_id: FromPath[str],
-        responses: NamedDependency[ResponseService],
+        services: NamedDependency[Services],
         after: FromQuery[str | None] = None,
         order: FromQuery[Order] = "desc",
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
     ) -> ListObject[InputItem]:
-        found = await responses.list_input(response_id, Page(limit, after, ascending=order in ASCENDING))
+        found = await services.responses.list_input(response_id, Page(limit, after, ascending=order in ASCENDING))
         return list_object(found[:limit], has_more=len(found) > limit)
 
     @post(
@@ -94,5 +91,5 @@ class ResponsesController(Controller):
         scope=Scope.INFERENCE,
         status_code=200,
     )
-    async def cancel(self, response_id: FromPath[str], responses: NamedDependency[ResponseService]) -> ResponseObject:
-        await responses.cancel(response_id)
+    async def cancel(self, response_id: FromPath[str], services: NamedDependency[Services]) -> ResponseObject:
+        await services.responses.cancel(response_id)

@@ -7,10 +7,10 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 from pydantic import BeforeValidator, Field, StrictStr
 
+from luthier_api.deps import Services
 from luthier_api.dialects.openai.fields import Strict
-from luthier_api.domain import Scope, View
-from luthier_api.services.uploads import MAX_PARTS, UploadService, WantedUpload
-from luthier_api.upload import Upload
+from luthier_api.domain import Scope
+from luthier_api.services.uploads import MAX_PARTS, WantedUpload
 from luthier_api.wire.uploads import PartObject, UploadObject, part_object, upload_object
 
 MAX_NAME = 4096
@@ -55,9 +55,7 @@ class UploadsController(Controller):
     tags = ("Uploads",)
 
     @post(operation="create_upload", summary="Begin an upload in parts", scope=Scope.FILES_WRITE, status_code=200)
-    async def create(
-        self, data: JSONBody[CreateUpload], uploads: NamedDependency[UploadService], view: NamedDependency[View]
-    ) -> UploadObject:
+    async def create(self, data: JSONBody[CreateUpload], services: NamedDependency[Services]) -> UploadObject:
         expiry = data.expires_after
         wanted = WantedUpload(
             num_bytes=data.bytes,
@@ -67,7 +65,7 @@ class UploadsController(Controller):
             anchor=expiry.anchor if expiry else None,
             expiry_s=expiry.seconds if expiry else None,
         )
-        return upload_object(await uploads.create(wanted), view)
+        return upload_object(await services.uploads.create(wanted), services.view)
 
     @post(
         "/{upload_id:str}/parts",
@@ -77,13 +75,8 @@ class UploadsController(Controller):
         status_code=200,
         request_max_body_size=None,
     )
-    async def add_part(
-        self,
-        upload_id: FromPath[str],
-        form: NamedDependency[Upload],
-        uploads: NamedDependency[UploadService],
-    ) -> PartObject:
-        return part_object(await uploads.add_part(upload_id, form), upload_id)
+    async def add_part(self, upload_id: FromPath[str], services: NamedDependency[Services]) -> PartObject:
+        return part_object(await services.uploads.add_part(upload_id, services.form), upload_id)
 
     @post(
         "/{upload_id:str}/complete",
@@ -96,11 +89,10 @@ class UploadsController(Controller):
         self,
         upload_id: FromPath[str],
         data: JSONBody[CompleteUpload],
-        uploads: NamedDependency[UploadService],
-        view: NamedDependency[View],
+        services: NamedDependency[Services],
     ) -> UploadObject:
-        upload, file = await uploads.complete(upload_id, data.part_ids, data.md5)
-        return upload_object(upload, view, file)
+        upload, file = await services.uploads.complete(upload_id, data.part_ids, data.md5)
+        return upload_object(upload, services.view, file)
 
     @post(
         "/{upload_id:str}/cancel",
@@ -109,7 +101,5 @@ class UploadsController(Controller):
         scope=Scope.FILES_WRITE,
         status_code=200,
     )
-    async def cancel(
-        self, upload_id: FromPath[str], uploads: NamedDependency[UploadService], view: NamedDependency[View]
-    ) -> UploadObject:
-        return upload_object(await uploads.cancel(upload_id), view)
+    async def cancel(self, upload_id: FromPath[str], services: NamedDependency[Services]) -> UploadObject:
+        return upload_object(await services.uploads.cancel(upload_id), services.view)
