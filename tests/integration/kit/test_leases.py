@@ -31,3 +31,15 @@ async def test_a_released_lease_is_free_at_once_and_a_late_release_takes_nothing
     assert second is not None
     await leases.release(db, first)
     assert await leases.acquire(db, "work", "three", 30) is None
+
+
+async def test_many_are_renewed_at_once_and_a_lost_one_is_noticed(db: Database) -> None:
+    mine = [await leases.acquire(db, name, "one", 0.3) for name in ("a", "b")]
+    held = [lease for lease in mine if lease is not None]
+    assert await leases.renew(db, held, 30)
+    assert await leases.acquire(db, "a", "two", 30) is None
+    await leases.release(db, held[0])
+    assert await leases.acquire(db, "a", "two", 30) is not None
+    assert not await leases.renew(db, held, 30)
+    assert await leases.acquire(db, "a", "one", 30) is None, "what another holds is not taken by renewing"
+    assert await leases.acquire(db, "b", "two", 30) is None, "the other one was renewed"

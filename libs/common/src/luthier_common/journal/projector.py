@@ -24,6 +24,7 @@ from luthier_common.kit.stream import Part, Reader, Record
 
 log = logging.getLogger(__name__)
 POSITIONS = "positions"
+ALL_PARTS = [Part(topic.name, number) for topic in TOPICS.values() for number in range(topic.num_partitions)]
 LEASE_S = 5.0
 SWEEP_S = 1.0
 GATHER_S = 0.01
@@ -101,8 +102,9 @@ class Projector:
         if self._clock.monotonic_s() - self._renewed_at_s < LEASE_S / 3:
             return
         before = set(self._held)
-        parts = [Part(topic.name, number) for topic in TOPICS.values() for number in range(topic.num_partitions)]
-        await asyncio.gather(*(self._renew_one(part) for part in parts))
+        mine = [held.lease for held in self._held.values()]
+        is_sure = bool(mine) and await leases.renew(self._db, mine, LEASE_S, collection=POSITIONS)
+        await asyncio.gather(*(self._renew_one(part) for part in ALL_PARTS if not (is_sure and part in self._held)))
         self._renewed_at_s = self._clock.monotonic_s()
         if set(self._held) != before:
             self._assigned = False
@@ -169,6 +171,7 @@ class Projector:
 
     async def _sweep(self) -> None:
         telemetry.saw_lag(self._lag_by_topic())
+        ends: dict[Part, tuple[int, int]] = {}
         for part, held in list(self._held.items()):
             end = self._reader.log_end(part)
             if end is None:
@@ -180,7 +183,11 @@ class Projector:
                     await self._restart(part)
                     continue
                 mark = held.offset  # read beyond it twice: the broker names a wrong end, which must not stop the rest
-            await self._judge(part, held, mark, fetched_at_ms)
+            ends[part] = mark, fetched_at_ms
+        for kind in TOPICS:
+            await self._judge(
+                kind, {part: end for part, end in ends.items() if part in self._held and KIND_OF[part.topic] == kind}
+            )
 
     def _lag_by_topic(self) -> dict[str, int]:
         behind = {part.topic: 0 for part in self._held}
@@ -189,13 +196,17 @@ class Projector:
                 behind[part.topic] += max(0, end[0] - held.offset)
         return behind
 
-    async def _judge(self, part: Part, held: _Held, mark: int, fetched_at_ms: int) -> None:
-        """Find published entries that the log has lost, and hand them back to the relay."""
-        kind = KIND_OF[part.topic]
-        collection = self._db[COLLECTIONS[kind]]
-        query = {"part": part.partition, "pend": True}
-        suspects: dict[tuple[str, int, int], int] = {}
-        async for thing in collection.find(query, {"outbox.seq": 1, "outbox.offset": 1}):
+    async def _judge(self, kind: Kind, ends: Mapping[Part, tuple[int, int]]) -> None:
+        """Find published entries that the log has lost, and hand them back to the relay.
+
+        Each partition comes with where its log ends, and when the broker said so in milliseconds.
+        """
+        topic, suspects = TOPICS[kind].name, {part: dict[tuple[str, int, int], int]() for part in ends}
+        query = {"part": {"$in": [part.partition for part in ends]}, "pend": True}
+        fields = {"part": 1, "outbox.seq": 1, "outbox.offset": 1}
+        async for thing in self._db[COLLECTIONS[kind]].find(query, fields):
+            part = Part(topic, thing["part"])
+            held, (mark, fetched_at_ms) = self._held[part], ends[part]
             for entry in thing["outbox"]:
                 seq, offset = entry["seq"], entry["offset"]
                 if offset is None:
@@ -207,8 +218,9 @@ class Projector:
                     if noticed_at_ms is not None and fetched_at_ms > noticed_at_ms:
                         await self._unnote(kind, thing["_id"], seq, offset)
                     else:
-                        suspects[(thing["_id"], seq, offset)] = fetched_at_ms
-        held.suspects = suspects
+                        suspects[part][(thing["_id"], seq, offset)] = fetched_at_ms
+        for part, found in suspects.items():
+            self._held[part].suspects = found
 
     async def _passed(self, kind: Kind, thing: str, seq: int, offset: int) -> None:
         if await self._db[EVENTS].find_one({"_id": f"{kind}/{thing}/{seq}"}, {"_id": 1}):

@@ -127,14 +127,21 @@ class Relay:
             renewed.result()
 
     async def _hold_all(self) -> None:
-        for place in ALL_PARTS:
+        """Take or renew what it is time for; a lease that another holds is not asked for at every wake-up."""
+        now = self._clock.monotonic_s()
+        due = [
+            place for place in ALL_PARTS if now >= self._ask_at.get(place, now) and not self._rests.is_resting(place)
+        ]
+        mine = {place: self._held[place] for place in due if place in self._held}
+        if mine and await leases.renew(self._db, list(mine.values()), LEASE_S):
+            self._ask_at |= dict.fromkeys(mine, now + LEASE_S / 2)
+            self._held_until |= dict.fromkeys(mine, now + LEASE_S)
+            due = [place for place in due if place not in mine]
+        for place in due:
             await self._hold(place)
 
     async def _hold(self, place: Place) -> None:
-        """Take or renew a lease when it is time to; one that another holds is not asked for at every wake-up."""
         now = self._clock.monotonic_s()
-        if now < self._ask_at.get(place, now) or self._rests.is_resting(place):
-            return
         kind, part = place
         lease = await leases.acquire(self._db, f"relay/{kind}/{part}", self._owner, LEASE_S)
         self._ask_at[place] = now + (LEASE_S / 3 if lease is None else LEASE_S / 2)

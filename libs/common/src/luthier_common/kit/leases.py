@@ -3,6 +3,7 @@
 What is decided under a lease is still written by compare-and-set.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier_common.kit.failpoints import failpoint
@@ -42,6 +43,14 @@ async def acquire(db: Database, name: str, owner: str, ttl_s: float, *, collecti
         return None
     await failpoint("leases.after_acquire")
     return Lease(name, owner, int(doc["epoch"])) if doc and doc["owner"] == owner else None
+
+
+async def renew(db: Database, held: Sequence[Lease], ttl_s: float, *, collection: str = COLLECTION) -> bool:
+    """Renew leases of mine in one round trip; whether all of them were still mine. The others are to be acquired."""
+    mine = [{"_id": lease.name, "owner": lease.owner, "epoch": lease.epoch} for lease in held]
+    done = await db[collection].update_many({"$or": mine}, [{"$set": {"until": _until(ttl_s)}}])
+    await failpoint("leases.after_renew")
+    return done.matched_count == len(held)
 
 
 async def release(db: Database, lease: Lease, *, collection: str = COLLECTION) -> None:
