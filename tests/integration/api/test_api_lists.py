@@ -204,3 +204,12 @@ async def test_a_filter_that_cannot_be_read_is_refused(api: Api, query: str, par
         refused = await http.get(f"/v1/fine_tuning/jobs?{query}")
     error = refused.json()["error"]
     assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+
+
+@pytest.mark.parametrize("name", ["colour", "services", "request", "job_id"])
+async def test_a_parameter_that_the_route_does_not_read_is_refused(api: Api, name: str) -> None:
+    async with api.http() as http:
+        for path in ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/ftjob-any"):
+            refused = await http.get(path, params={name: "x"})
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"], error["param"]) == (400, "unknown_parameter", name)
