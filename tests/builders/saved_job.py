@@ -5,6 +5,7 @@ from typing import Any
 
 from builders.jobs import JobStory
 from builders.trainer_node import NODE, World
+from luthier_api.domain import View
 from luthier_api.wire.events import render
 from luthier_common.contract import events as f
 from luthier_common.contract.topics import Kind
@@ -84,7 +85,7 @@ class Saved:
         doc = await self.story.doc()
         told = [entry for entry in doc["outbox"] if entry["type"] == "CheckpointRejected"]
         rows = [row_of(doc, entry) for entry in told]
-        return [line["message"] for row in rows for line in render(row)]
+        return [line["message"] for row in rows for line in render(row, View())]
 
 
 def row_of(job: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:

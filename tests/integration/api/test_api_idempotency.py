@@ -152,6 +152,20 @@ async def test_a_retry_of_a_request_that_never_came_is_no_repetition_of_an_older
         assert (await http.post(URL, json=body, headers=retried)).json()["id"] == first
 
 
+async def test_a_first_job_is_known_for_as_long_as_its_client_waits_for_an_answer(api: Api, file: FileObject) -> None:
+    body = make_body(file.id, "patient")
+    for patience, kept_s in (
+        ({}, 600),
+        ({"x-stainless-read-timeout": "600"}, 630),
+        ({"x-stainless-timeout": "9"}, 600),
+    ):
+        async with api.http() as http:
+            first = (await http.post(URL, json=body, headers=patience)).json()["id"]
+        row = await api.db["idempotency"].find_one({"core": first[6:]})
+        assert row is not None
+        assert row["expires_at"] - row["sent_at"] == timedelta(seconds=kept_s)
+
+
 async def test_a_body_whose_first_answer_could_not_be_sent_is_a_repetition(
     api: Api, proxy: LossyProxy, file: FileObject
 ) -> None:

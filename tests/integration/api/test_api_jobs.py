@@ -56,8 +56,9 @@ async def test_a_job_is_made_as_asked(api: Api, file: FileObject) -> None:
 
 
 async def test_an_alias_and_a_file_name_are_understood(api: Api, file: FileObject) -> None:
+    await api.sdk().files.create(file=("train-jobs.jsonl", b"{}\n"), purpose="assistants")
     job = await api.sdk().fine_tuning.jobs.create(model="some/Tiny-Base", training_file="train-jobs.jsonl")
-    assert (job.model, job.training_file) == (TINY, file.id)
+    assert (job.model, job.training_file) == (TINY, file.id), "the newest of this name is not for training"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from builders.jobs import make_blob, make_resolved, make_spec, make_step
+from luthier_api.domain import View
 from luthier_api.wire.events import Place, place_of, render, rendered_types
 from luthier_common.contract import events as f
 
@@ -119,7 +120,7 @@ CASES: list[tuple[f.Fact, dict[str, int], list[str], str]] = [
 
 @pytest.mark.parametrize(("fact", "options", "messages", "level"), CASES)
 def test_each_fact_says_its_sentence(fact: f.Fact, options: dict[str, int], messages: list[str], level: str) -> None:
-    lines = render(make_row(fact, **options))
+    lines = render(make_row(fact, **options), View())
     assert [line["message"] for line in lines] == messages
     assert {line["level"] for line in lines} == {level}
     assert {line["object"] for line in lines} == {"fine_tuning.job.event"}
@@ -131,11 +132,11 @@ def test_every_fact_of_a_job_has_a_line() -> None:
 
 
 def test_a_fact_of_a_newer_version_has_none() -> None:
-    assert render(make_row(f.JobPaused()) | {"type": "JobTeleported"}) == []
+    assert render(make_row(f.JobPaused()) | {"type": "JobTeleported"}, View()) == []
 
 
 def test_a_step_carries_its_metrics() -> None:
-    line = render(make_row(make_step(2)))[0]
+    line = render(make_row(make_step(2)), View())[0]
     assert line["type"] == "metrics"
     assert line["data"]["train_loss"] == 1.0
     assert line["data"]["train_mean_token_accuracy"] == 0.5
@@ -144,8 +145,16 @@ def test_a_step_carries_its_metrics() -> None:
 
 def test_ids_sort_and_lead_back() -> None:
     rows = [make_row(f.JobCreated(spec=make_spec()), seq=seq) for seq in (1, 2, 10, 999_999)]
-    ids = [line["id"] for row in rows for line in render(row)]
+    ids = [line["id"] for row in rows for line in render(row, View())]
     assert ids == sorted(ids)
     assert place_of(ids[-1], JOB) == Place(999_999, 2)
     assert place_of(ids[0], "ftjob-other") is None
     assert place_of("ftevent-nonsense", JOB) is None
+
+
+@pytest.mark.parametrize("fact", [case[0] for case in CASES if case[0].type in ("JobCreated", "DatasetProcessed")])
+def test_the_ids_in_a_sentence_are_spelled_as_the_clients_dialect_spells_them(fact: f.Fact) -> None:
+    as_stored = render(make_row(fact), View())
+    spelled = render(make_row(fact), View("mka1"))
+    expected = [line["message"].replace("ftjob-", "ftjob_").replace("file-", "file_") for line in as_stored]
+    assert [line["message"] for line in spelled] == expected

@@ -9,7 +9,7 @@ from litestar import Request
 from luthier_api.around.idempotency import CORE, DONE_BEFORE, REPEAT
 from luthier_api.around.process import Around
 from luthier_api.domain import DialectName, Principal, Scope, View
-from luthier_api.idempotency import read_retry
+from luthier_api.idempotency import Ids, read_patience, read_retry
 from luthier_api.keys import KeyRing
 from luthier_api.middleware import key_of, request_id_of
 from luthier_api.services.api_keys import KeyService
@@ -95,15 +95,15 @@ class Services:
 
     # Files
 
-    @property
+    @cached_property
     def files(self) -> FileService:
         it = self._process
         return FileService(self._repository, it.db, it.objects, it.clock, it.settings)
 
-    @property
+    @cached_property
     def uploads(self) -> UploadService:
         it = self._process
-        return UploadService(self._repository, it.db, it.objects, it.clock, it.settings)
+        return UploadService(self._repository, it.db, it.objects, it.clock, it.settings, self._ids)
 
     @cached_property
     def form(self) -> Upload:
@@ -113,37 +113,39 @@ class Services:
 
     # Jobs
 
-    @property
+    @cached_property
     def jobs(self) -> JobService:
         return JobService(self._repository, self._process.around.bases, self._process.settings)
 
-    @property
+    @cached_property
     def creation(self) -> JobCreation:
         return JobCreation(
             self._repository, self.jobs, self._process.around.room, self._process.settings.max_queued_jobs
         )
 
-    @property
+    @cached_property
     def deletion(self) -> JobDeletion:
         return JobDeletion(self._repository, self.jobs, self.models)
 
-    @property
+    @cached_property
     def validation(self) -> ValidationService:
         return ValidationService(self.jobs, self._process.objects, self._process.settings)
 
-    @property
+    @cached_property
     def capacity(self) -> CapacityStore:
         return CapacityStore(self._repository, node_ttl_s=self._process.settings.node_ttl_s)
 
-    @property
+    @cached_property
     def job_events(self) -> EventService:
-        return EventService(self._repository, self._process.heads)
+        return EventService(self._repository, self._process.heads, self.view)
 
-    @property
+    @cached_property
     def following(self) -> FollowService:
         it = self._process
         most, heartbeat_s = it.settings.max_streams, it.settings.heartbeat_s
-        return FollowService(self._repository, it.followers, self._may_follow, most=most, heartbeat_s=heartbeat_s)
+        return FollowService(
+            self._repository, it.followers, self.view, self._may_follow, most=most, heartbeat_s=heartbeat_s
+        )
 
     async def _may_follow(self) -> bool:
         """Asked now and then: a stream outlives the check of its request's key."""
@@ -153,35 +155,40 @@ class Services:
 
     # Making things once, however often a request is sent
 
-    @property
+    @cached_property
     def core(self) -> str | None:
         """What the id of the thing that this request makes must be made of, where it came with an Idempotency-Key."""
         found: str | None = self._request.scope["state"].get(CORE)
         return found
 
+    @cached_property
+    def _ids(self) -> Ids:
+        return Ids(self.core, self._process.clock)
+
     async def sent(self) -> Sent:
         """How this request was sent; reads its body."""
         request, repeats = self._request, self._process.around.repeats
-        repeat = repeats.begin(request.user, request.scope["path"], await request.body(), read_retry(request.headers))
+        retry, patience_s = read_retry(request.headers), read_patience(request.headers)
+        repeat = repeats.begin(request.user, request.scope["path"], await request.body(), retry, patience_s)
         request.scope["state"][REPEAT] = repeat
         return Sent(self.core, repeat)
 
     # Models
 
-    @property
+    @cached_property
     def models(self) -> ModelService:
         return ModelService(self._repository, self._process.db)
 
-    @property
+    @cached_property
     def permissions(self) -> PermissionService:
         return PermissionService(self._repository, self.models, self._process.clock)
 
-    @property
+    @cached_property
     def engines(self) -> Engines:
         it = self._process
         return Engines(it.platform, it.generation, it.turns, self._request.user.key_id)
 
-    @property
+    @cached_property
     def responses(self) -> ResponseService:
         it = self._process
         again = Again(self.core, is_done=DONE_BEFORE in self._request.scope["state"])
@@ -196,18 +203,18 @@ class Services:
 
     # The organization
 
-    @property
+    @cached_property
     def _directory(self) -> Directory:
         return Directory(self._process.db, self._request.user)
 
-    @property
+    @cached_property
     def tenancy(self) -> TenancyService:
-        return TenancyService(self._directory, self._process.keys, self._process.clock)
+        return TenancyService(self._directory, self._process.keys, self._ids)
 
-    @property
+    @cached_property
     def api_keys(self) -> KeyService:
-        return KeyService(self._directory, self._process.keys, self.tenancy)
+        return KeyService(self._directory, self._process.keys, self.tenancy, self._ids)
 
-    @property
+    @cached_property
     def audit_rows(self) -> AuditReader:
         return AuditReader(self._process.db, self._request.user)

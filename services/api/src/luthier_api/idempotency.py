@@ -14,6 +14,8 @@ from multipart import (  # type: ignore[import-untyped]
 )
 
 from luthier_api.errors import ApiError, ErrorCode
+from luthier_common.contract.ids import new_id
+from luthier_common.kit.clock import Clock
 
 MAX_KEY = 255
 MAX_KEPT_BYTES = 64 * 1024
@@ -25,6 +27,18 @@ SECRET_MARK = b"sk-lut-"
 JSON_TYPE = b"application/json"
 MAX_RETRIES = 100
 DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Ids for what one request makes: the same ones when it is executed again for its Idempotency-Key."""
+
+    core: str | None
+    """What was reserved with the key; None without one."""
+    clock: Clock
+
+    def new(self, prefix: str) -> str:
+        return new_id(prefix, self.clock.now()) if self.core is None else f"{prefix}{self.core}"
 
 
 class Fingerprint(Protocol):
@@ -126,11 +140,16 @@ def read_retry(headers: Mapping[str, str]) -> Retry | None:
     count = headers.get("x-stainless-retry-count") or "0"
     if count == "0":
         return None
-    patience_s = DAY_S
-    with suppress(ValueError):
-        patience_s = float(headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout") or DAY_S)
     number = int(count) if count.isdecimal() and len(count) < 5 else 1
-    return Retry(min(number, MAX_RETRIES), patience_s if 1 <= patience_s <= DAY_S else DAY_S)
+    return Retry(min(number, MAX_RETRIES), read_patience(headers) or DAY_S)
+
+
+def read_patience(headers: Mapping[str, str]) -> float | None:
+    """How long such a client waits for an answer, in seconds; None where it does not say, or nothing believable."""
+    with suppress(ValueError):
+        patience_s = float(headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout") or 0)
+        return patience_s if 1 <= patience_s <= DAY_S else None
+    return None
 
 
 def is_final(status: int) -> bool:

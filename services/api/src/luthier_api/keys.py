@@ -116,7 +116,7 @@ class KeyRing:
 
     async def issue(self, grant: Grant, value: str | None = None) -> Issued:
         """A new key, with a value that was made before if one is given. It can be read here and never again."""
-        value = value or _value(new_id("", datetime.now(UTC)))
+        value = value or new_value(new_id("", datetime.now(UTC)))
         key_id = value.split("-")[2]
         row: Doc = {
             "digest": self.digest(value),
@@ -147,7 +147,7 @@ class KeyRing:
 
     async def rotate(self, match: Mapping[str, Any], key_id: str, keep_old_s: int) -> Issued | None:
         """A new value for a key that has not ended; the one before it is accepted for `keep_old_s` more."""
-        value = _value(key_id)
+        value = new_value(key_id)
         kept = {"digest": "$digest", "until": _after(keep_old_s)} if keep_old_s else None
         row = await self._db[COLLECTION].find_one_and_update(
             {**match, "_id": key_id, "revoked": False, **_HAS_NOT_EXPIRED},
@@ -250,7 +250,8 @@ def without_keys(text: str) -> str:
     return _IN_TEXT.sub(r"sk-lut-\1-...", text)
 
 
-def _value(key_id: str) -> str:
+def new_value(key_id: str) -> str:
+    """A fresh value for the key with this id."""
     return f"sk-lut-{key_id}-{secrets.token_urlsafe(32)}"
 
 
@@ -274,7 +275,7 @@ async def ensure_admin_key(ring: KeyRing, db: Database, path: Path) -> bool:
     """
     if await db[COLLECTION].find_one({"org": DEFAULT_ORG}, {"_id": 1}):
         return False
-    write_secret(path, (value := _value(new_id("", datetime.now(UTC)))) + "\n", replace=True)
+    write_secret(path, (value := new_value(new_id("", datetime.now(UTC)))) + "\n", replace=True)
     await failpoint("keys.before_admin_row")
     await ring.issue(Grant("admin", frozenset({str(Scope.ADMIN)})), value)
     return True

@@ -13,7 +13,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.middleware import ASGIMiddleware
 from litestar.params import QueryParameter
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, StatusCode
 
 from luthier_api.around.failed import FailedKeys
 from luthier_api.domain import Principal
@@ -61,12 +61,20 @@ class Tracing(ASGIMiddleware):
         began_s = time.monotonic()
         with (
             use_traceparent(parent.decode("latin-1") if parent else None),
-            tracer().start_as_current_span(f"{method} {route}", kind=SpanKind.SERVER, attributes=attributes) as span,
+            tracer().start_as_current_span(
+                f"{method} {route}",
+                kind=SpanKind.SERVER,
+                attributes=attributes,
+                record_exception=False,
+                set_status_on_exception=False,
+            ) as span,
         ):
 
             def saw_status(status: int) -> None:
                 measured["http.response.status_code"] = status
                 span.set_attribute("http.response.status_code", status)
+                if status >= 500:
+                    span.set_status(StatusCode.ERROR)
 
             async def send_seen(message: Message) -> None:
                 if message["type"] == "http.response.start":

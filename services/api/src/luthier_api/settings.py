@@ -36,5 +36,7 @@ class ApiSettings(RoomSettings):
     node_ttl_s: float = Field(30.0, description="an engine that has not renewed its document this long is not asked")
     engine_read_timeout_s: float = Field(300.0, description="longest silence of an engine within one answer")
     response_keep_s: float = Field(2_592_000.0, gt=0, description="how long responses and their texts are kept")
-    retry_hash_s: float = Field(600.0, description="how long a client's own repetition of a create finds its job")
+    retry_hash_s: float = Field(
+        600.0, description="how long a client's own repetition of a create finds its job, unless it waits for longer"
+    )
     idempotency_s: float = Field(86400.0, description="how long an Idempotency-Key is remembered")

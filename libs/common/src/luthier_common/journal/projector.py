@@ -14,7 +14,7 @@ from typing import Any
 from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.journal import telemetry
 from luthier_common.journal.notes import flags
-from luthier_common.journal.rows import EVENTS, KIND_OF, insert_rows, is_of, row_of
+from luthier_common.journal.rows import EVENTS, insert_rows, is_of, row_of
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
@@ -24,7 +24,7 @@ from luthier_common.kit.stream import Part, Reader, Record
 
 log = logging.getLogger(__name__)
 POSITIONS = "positions"
-ALL_PARTS = [Part(topic.name, number) for topic in TOPICS.values() for number in range(topic.num_partitions)]
+_PARTS = tuple(Part(topic.name, number) for topic in TOPICS.values() for number in range(topic.num_partitions))
 LEASE_S = 5.0
 SWEEP_S = 1.0
 GATHER_S = 0.01
@@ -104,7 +104,7 @@ class Projector:
         before = set(self._held)
         mine = [held.lease for held in self._held.values()]
         is_sure = bool(mine) and await leases.renew(self._db, mine, LEASE_S, collection=POSITIONS)
-        await asyncio.gather(*(self._renew_one(part) for part in ALL_PARTS if not (is_sure and part in self._held)))
+        await asyncio.gather(*(self._renew_one(part) for part in _PARTS if not (is_sure and part in self._held)))
         self._renewed_at_s = self._clock.monotonic_s()
         if set(self._held) != before:
             self._assigned = False
@@ -171,23 +171,24 @@ class Projector:
 
     async def _sweep(self) -> None:
         telemetry.saw_lag(self._lag_by_topic())
-        ends: dict[Part, tuple[int, int]] = {}
         for part, held in list(self._held.items()):
             end = self._reader.log_end(part)
-            if end is None:
-                continue
-            mark, fetched_at_ms = end
-            if mark < held.offset:
-                if mark != held.short_end:
-                    held.short_end = mark
-                    await self._restart(part)
-                    continue
-                mark = held.offset  # read beyond it twice: the broker names a wrong end, which must not stop the rest
-            ends[part] = mark, fetched_at_ms
+            if end is not None and end[0] < held.offset and end[0] != held.short_end:
+                held.short_end = end[0]
+                await self._restart(part)
         for kind in TOPICS:
-            await self._judge(
-                kind, {part: end for part, end in ends.items() if part in self._held and KIND_OF[part.topic] == kind}
-            )
+            await self._judge(kind)
+
+    def _end_of(self, part: Part) -> tuple[int, int] | None:
+        """Where the log ends, and when the broker said so in milliseconds; None where that is not known.
+
+        A log that still seems short after it was read again has been read beyond what the broker names: a wrong end
+        must not stop the rest.
+        """
+        end, held = self._reader.log_end(part), self._held[part]
+        if end is None or (end[0] < held.offset and end[0] != held.short_end):
+            return None
+        return max(end[0], held.offset), end[1]
 
     def _lag_by_topic(self) -> dict[str, int]:
         behind = {part.topic: 0 for part in self._held}
@@ -196,12 +197,13 @@ class Projector:
                 behind[part.topic] += max(0, end[0] - held.offset)
         return behind
 
-    async def _judge(self, kind: Kind, ends: Mapping[Part, tuple[int, int]]) -> None:
-        """Find published entries that the log has lost, and hand them back to the relay.
-
-        Each partition comes with where its log ends, and when the broker said so in milliseconds.
-        """
-        topic, suspects = TOPICS[kind].name, {part: dict[tuple[str, int, int], int]() for part in ends}
+    async def _judge(self, kind: Kind) -> None:
+        """Find published entries that the log has lost, and hand them back to the relay."""
+        topic = TOPICS[kind].name
+        ends = {part: end for part in self._held if part.topic == topic and (end := self._end_of(part)) is not None}
+        if not ends:
+            return
+        suspects: dict[Part, dict[tuple[str, int, int], int]] = {part: {} for part in ends}
         query = {"part": {"$in": [part.partition for part in ends]}, "pend": True}
         fields = {"part": 1, "outbox.seq": 1, "outbox.offset": 1}
         async for thing in self._db[COLLECTIONS[kind]].find(query, fields):

@@ -134,11 +134,13 @@ class Relay:
         ]
         mine = {place: self._held[place] for place in due if place in self._held}
         if mine and await leases.renew(self._db, list(mine.values()), LEASE_S):
-            self._ask_at |= dict.fromkeys(mine, now + LEASE_S / 2)
-            self._held_until |= dict.fromkeys(mine, now + LEASE_S)
+            kept = [place for place, lease in mine.items() if self._held.get(place) is lease]  # not left meanwhile
+            self._ask_at |= dict.fromkeys(kept, now + LEASE_S / 2)
+            self._held_until |= dict.fromkeys(kept, now + LEASE_S)
             due = [place for place in due if place not in mine]
         for place in due:
-            await self._hold(place)
+            if not self._rests.is_resting(place):
+                await self._hold(place)
 
     async def _hold(self, place: Place) -> None:
         now = self._clock.monotonic_s()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import AFTER, Database, Doc, DuplicateKeyError
+from luthier_common.kit.mongo import AFTER, Database, Doc, DuplicateKeyError, update_matching
 
 COLLECTION = "leases"
 
@@ -47,10 +47,11 @@ async def acquire(db: Database, name: str, owner: str, ttl_s: float, *, collecti
 
 async def renew(db: Database, held: Sequence[Lease], ttl_s: float, *, collection: str = COLLECTION) -> bool:
     """Renew leases of mine in one round trip; whether all of them were still mine. The others are to be acquired."""
+    longer = [{"$set": {"until": _until(ttl_s)}}]
     mine = [{"_id": lease.name, "owner": lease.owner, "epoch": lease.epoch} for lease in held]
-    done = await db[collection].update_many({"$or": mine}, [{"$set": {"until": _until(ttl_s)}}])
+    num_renewed = await update_matching(db[collection], [(lease, longer) for lease in mine])
     await failpoint("leases.after_renew")
-    return done.matched_count == len(held)
+    return num_renewed == len(held)
 
 
 async def release(db: Database, lease: Lease, *, collection: str = COLLECTION) -> None:

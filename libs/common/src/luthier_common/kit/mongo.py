@@ -124,7 +124,7 @@ async def update_each(collection: Collection, updates: Mapping[str, list[Doc]]) 
         raise TransientError("some of many updates could not be written") from error
 
 
-async def update_matching(collection: Collection, changes: Sequence[tuple[Doc, Doc]]) -> int:
+async def update_matching(collection: Collection, changes: Sequence[tuple[Doc, Doc | list[Doc]]]) -> int:
     """Make many updates, each with its own filter, in one round trip; how many of them found their document.
 
     Raises as `update_each` does.

@@ -41,6 +41,8 @@ ANSWER, FORGOTTEN, STORED = "answer", "forgotten", "stored"
 """A route whose answers hold what a model said tells what becomes of them: they are not kept here. `stored` ones are
 read again by the route itself, which hears `DONE_BEFORE`."""
 DONE_BEFORE = "done_before"
+RETRY = "retry"
+"""Whether the request was begun before, with this key, and did not come to an end: what it asks for may be done."""
 WAIT_S = 30.0
 LEASE_S = 10.0
 """So long after a crash the repetition of a request that was running waits before it is executed."""
@@ -49,7 +51,10 @@ REPLAYED_HEADER = (b"idempotent-replayed", b"true")
 
 
 class Idempotency(ASGIMiddleware):
-    """Inside authentication: a repetition is the same request of the same key, for the same end user."""
+    """Inside admission, so that nothing is reserved for who may not ask, or shown again.
+
+    A repetition is the same request of the same key, for the same end user.
+    """
 
     scopes = (ScopeType.HTTP,)
     exclude_opt_key = PUBLIC
@@ -81,10 +86,12 @@ class Idempotency(ASGIMiddleware):
 
     async def _keyed(self, name: str, body: Body, scope: Scope, send: Send, next_app: ASGIApp) -> None:
         run = secrets.token_hex(8)
-        held = await self._take(name, run, body.known)
+        fresh = new_id("", self._clock.now())
+        held = await self._take(name, run, fresh, body.known)
         if is_reused(held.fingerprint, body.known):
             raise _reused()
         if held.is_ours:
+            scope["state"][RETRY] = held.core != fresh
             await failpoint("idempotency.after_take")
             await self._execute(name, run, held, body, scope, send, next_app)
         else:
@@ -98,9 +105,8 @@ class Idempotency(ASGIMiddleware):
             else:
                 await _replay(held, scope, send)
 
-    async def _take(self, name: str, run: str, fingerprint: str | None) -> Held:
+    async def _take(self, name: str, run: str, core: str, fingerprint: str | None) -> Held:
         """The reservation, when it is ours or done; ApiError when the first one takes too long."""
-        core = new_id("", self._clock.now())
         deadline_s = self._clock.monotonic_s() + WAIT_S
         poll_s = _POLL_S[0]
         while True:

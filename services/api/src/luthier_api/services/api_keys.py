@@ -6,7 +6,8 @@ from typing import Any
 
 from luthier_api.domain import Page, Principal, Scope
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, not_found
-from luthier_api.keys import Grant, Issued, KeyRing
+from luthier_api.idempotency import Ids
+from luthier_api.keys import Grant, Issued, KeyRing, new_value
 from luthier_api.services.tenancy import TenancyService
 from luthier_api.store.tenancy import ADMIN_KEYS, Directory, keys_of
 from luthier_api.wire.tenancy import KEY_PREFIX, KeyOwner, key_owner
@@ -30,7 +31,8 @@ class WantedKey:
 class KeyService:
     """Keys of one principal's organisation, for one request."""
 
-    def __init__(self, directory: Directory, keys: KeyRing, tenancy: TenancyService) -> None:
+    def __init__(self, directory: Directory, keys: KeyRing, tenancy: TenancyService, ids: Ids) -> None:
+        self._ids = ids
         self._directory = directory
         self._keys = keys
         self._tenancy = tenancy
@@ -100,6 +102,7 @@ class KeyService:
         user: str | None = None,
         account: str | None = None,
     ) -> Issued:
+        """Made again for the same Idempotency-Key it gets another value: nobody has seen the one before."""
         return await self._keys.issue(
             Grant(
                 name=wanted.name,
@@ -112,7 +115,8 @@ class KeyService:
                 is_strict=wanted.is_strict,
                 rate_limit=wanted.rate_limit,
                 created_by=self._directory.principal.key_id,
-            )
+            ),
+            new_value(self._ids.new("")),
         )
 
     async def _user_for(self, project_id: str, user_id: str, scopes: frozenset[str]) -> Doc:

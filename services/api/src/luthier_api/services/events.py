@@ -14,8 +14,9 @@ from luthier_common.kit.mongo import Doc
 class EventService:
     """Events of jobs of one principal, for one request. A job is one that the caller has found."""
 
-    def __init__(self, repository: Repository, heads: Heads) -> None:
+    def __init__(self, repository: Repository, heads: Heads, view: View) -> None:
         self._repository = repository
+        self._view = view
         self._store = EventStore(repository)
         self._heads = heads
 
@@ -31,7 +32,7 @@ class EventService:
         seq, most = place.seq if place else 1, wanted + 1
         while len(lines) < wanted:
             rows = await self._store.rows_from(job_id, seq, most)
-            lines += [line for row in rows for line in lines_after(row, place)]
+            lines += [line for row in rows for line in lines_after(row, place, self._view)]
             if len(rows) < most:
                 break
             seq += most
@@ -44,13 +45,13 @@ class EventService:
             rows = await self._store.rows_down(job_id, seq, most)
             if seq is None and rows and (head := await self._heads.head_above(job_id, rows)) < rows[0]["seq"]:
                 rows = await self._store.rows_down(job_id, head, most)
-            lines += [line for row in rows for line in _lines_before(row, place)]
+            lines += [line for row in rows for line in _lines_before(row, place, self._view)]
             if len(rows) < most:
                 break
             seq = rows[-1]["seq"] - 1
         return lines
 
-    async def list_checkpoints(self, job: Doc, page: Page, view: View) -> ListObject[CheckpointObject]:
+    async def list_checkpoints(self, job: Doc, page: Page) -> ListObject[CheckpointObject]:
         cursor = None if page.after is None else seq_of(page.after, job["_id"])
         if page.after is not None and cursor is None:
             raise bad_cursor("a checkpoint of this job")
@@ -61,7 +62,7 @@ class EventService:
         rows = await self._store.facts(job["_id"], SAVED, seqs, order, most)
         stored = await stored_keys(self._repository, [_key(row) for row in rows]) if rows else frozenset()
         org_name = self._repository.principal.org_name
-        found = [checkpoint_object(row, job, org_name, view, is_stored=_key(row) in stored) for row in rows]
+        found = [checkpoint_object(row, job, org_name, self._view, is_stored=_key(row) in stored) for row in rows]
         return list_object(found[: page.limit], has_more=len(found) > page.limit)
 
 
@@ -78,13 +79,13 @@ def read_place(after: str | None, job_id: str) -> Place | None:
     return place
 
 
-def lines_after(row: Doc, place: Place | None) -> list[EventObject]:
+def lines_after(row: Doc, place: Place | None, view: View) -> list[EventObject]:
     """The row's lines behind the place, oldest first."""
-    lines = render(row)
+    lines = render(row, view)
     return lines[place.number :] if place is not None and row["seq"] == place.seq else lines
 
 
-def _lines_before(row: Doc, place: Place | None) -> list[EventObject]:
+def _lines_before(row: Doc, place: Place | None, view: View) -> list[EventObject]:
     """The row's lines before the place, newest first."""
-    lines = render(row)
+    lines = render(row, view)
     return (lines[: place.number - 1] if place is not None and row["seq"] == place.seq else lines)[::-1]

@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import msgspec
 
+from luthier_api.domain import View
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.events import lines_after
 from luthier_api.store import Repository
@@ -78,6 +79,7 @@ class FollowService:
         self,
         repository: Repository,
         followers: Followers,
+        view: View,
         may_still: Callable[[], Awaitable[bool]],
         *,
         most: int,
@@ -86,6 +88,7 @@ class FollowService:
         self._repository = repository
         self._store = EventStore(repository)
         self._followers = followers
+        self._view = view
         self._may_still = may_still
         self._most = most
         self._heartbeat_s = heartbeat_s
@@ -124,7 +127,7 @@ class FollowService:
         """What is new; the closing event when nothing is and nothing will be."""
         while rows := await self._store.rows_from(job_id, at.seq, ROWS_A_READ):
             at.seq, at.may_be_end = rows[-1]["seq"] + 1, _may_be_last(rows[-1])
-            if told := b"".join(_told(row, at.place) for row in rows):
+            if told := b"".join(_told(row, at.place, self._view) for row in rows):
                 return told
         if not at.may_be_end:
             return b""
@@ -157,8 +160,8 @@ def _may_be_last(row: Doc) -> bool:
     return bool(row.get("terminal")) or row["type"] == JobDeleted.__name__
 
 
-def _told(row: Doc, place: Place | None) -> bytes:
-    return b"".join(_event(EVENT, line, line["id"]) for line in lines_after(row, place))
+def _told(row: Doc, place: Place | None, view: View) -> bytes:
+    return b"".join(_event(EVENT, line, line["id"]) for line in lines_after(row, place, view))
 
 
 def _event(name: str, data: Any, event_id: str | None = None) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from luthier_api.domain import Page
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, not_found
+from luthier_api.idempotency import DAY_S
 from luthier_api.services.waiting import Bases
 from luthier_api.settings import ApiSettings
 from luthier_api.store import Repository
@@ -67,7 +68,7 @@ class JobService:
         """One more than the page holds, if there are more."""
         if wanted.model is not None and (base := await self._bases.find(wanted.model)) is not None:
             wanted = replace(wanted, model=base["_id"])
-        late_by_s = max(self._settings.idempotency_s, self._settings.retry_hash_s)
+        late_by_s = max(self._settings.idempotency_s, self._settings.retry_hash_s, DAY_S)
         return await self._repository.list_jobs(page.after_a(JOB_PREFIX), wanted.query(late_by_s=late_by_s))
 
     async def cancel(self, job_id: str) -> Doc:
@@ -129,10 +130,10 @@ class JobService:
         return files
 
     async def find_file(self, param: str, name: str) -> Doc:
-        """By id, else by its exact name, the newest."""
+        """By id, else by its exact name, the newest that may be trained on."""
         file_id = canonical_id(name)
         file = await self._repository.find_file(file_id) if file_id.startswith(FILE_PREFIX) else None
-        file = file or await self._repository.find_file_named(name)
+        file = file or await self._repository.find_file_named(name, FINE_TUNE)
         if file is None:
             raise no_file(param, name)
         if file["purpose"] != FINE_TUNE:

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from luthier_api.domain import Principal
-from luthier_api.idempotency import Retry, reservation_name
+from luthier_api.idempotency import DAY_S, Retry, reservation_name
 from luthier_api.store.reservations import (
+    BELIEVED_S,
     Ended,
     adopt_former,
     end_repeats,
@@ -50,10 +51,14 @@ class Repeats:
         self._unmarked: dict[str, str] = {}
         """Cores whose answer did not arrive, where the database was away too."""
 
-    def begin(self, principal: Principal, route: str, body: bytes, retry: Retry | None) -> "Repeat":
+    def begin(
+        self, principal: Principal, route: str, body: bytes, retry: Retry | None, patience_s: float | None
+    ) -> "Repeat":
+        """`patience_s`: so long its client waits before it repeats; None where that is not known."""
         owner = (principal.key_id, principal.end_user)
         name = reservation_name(owner, f"body {route}", hashlib.sha256(body).hexdigest())
-        return Repeat(self, name, new_id("", self._clock.now()), retry)
+        keep_s = max(self._ttl_s, min(DAY_S, (patience_s or 0.0) + BELIEVED_S))
+        return Repeat(self, name, new_id("", self._clock.now()), retry, keep_s)
 
     async def take_turn(self, name: str) -> asyncio.Event:
         """One after the other; the one before is over, or takes longer than anybody waits."""
@@ -69,14 +74,16 @@ class Repeats:
         if self._running.get(name) is turn:
             del self._running[name]
 
-    async def reserve(self, name: str, fresh: str, is_made: IsMade, retry: Retry | None) -> tuple[str, bool]:
+    async def reserve(
+        self, name: str, fresh: str, is_made: IsMade, retry: Retry | None, keep_s: float
+    ) -> tuple[str, bool]:
         """The core for this request, and whether another sending may have made something with it."""
         is_repeat: Doc | bool = name in self._unmarked or (retry is not None and is_believed(retry))
         until_s = self._clock.monotonic_s() + TURN_S
         while True:
             waits = retry is None and self._clock.monotonic_s() < until_s
             reserved = await reserve_repeat(
-                self._db, name, fresh, ttl_s=self._ttl_s, runs_s=RUNS_S, is_repeat=is_repeat, waits=waits
+                self._db, name, fresh, ttl_s=keep_s, runs_s=RUNS_S, is_repeat=is_repeat, waits=waits
             )
             if reserved is not None:
                 break
@@ -106,12 +113,13 @@ class Repeats:
 class Repeat:
     """One request that may be a repetition, from its beginning to its answer."""
 
-    def __init__(self, repeats: Repeats, name: str, fresh: str, retry: Retry | None) -> None:
+    def __init__(self, repeats: Repeats, name: str, fresh: str, retry: Retry | None, keep_s: float) -> None:
         self.fresh = fresh
         """The core that this request gets, unless it is a repetition."""
         self._repeats = repeats
         self._name = name
         self._retry = retry
+        self._keep_s = keep_s
         self._turn: asyncio.Event | None = None
         self.is_answered = False
         """Its answer was given to a client that was still there."""
@@ -121,7 +129,7 @@ class Repeat:
         """As `Repeats.reserve`. Whoever says that it repeats does not wait: its core is that of the first."""
         if self._retry is None:
             self._turn = await self._repeats.take_turn(self._name)
-        self.core, was_used = await self._repeats.reserve(self._name, self.fresh, is_made, self._retry)
+        self.core, was_used = await self._repeats.reserve(self._name, self.fresh, is_made, self._retry, self._keep_s)
         return self.core, was_used
 
     async def not_answered(self, *, from_s: float = 0.0, for_s: float | None = None) -> None:

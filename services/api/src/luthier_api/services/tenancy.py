@@ -4,10 +4,9 @@ from dataclasses import dataclass, replace
 
 from luthier_api.domain import Page
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, not_found
+from luthier_api.idempotency import Ids
 from luthier_api.keys import KeyRing
 from luthier_api.store.tenancy import Directory
-from luthier_common.contract.ids import new_id
-from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc, DuplicateKeyError
 
@@ -27,16 +26,16 @@ class Member:
 class TenancyService:
     """The organisation of one principal, for one request."""
 
-    def __init__(self, directory: Directory, keys: KeyRing, clock: Clock) -> None:
+    def __init__(self, directory: Directory, keys: KeyRing, ids: Ids) -> None:
         self._directory = directory
         self._keys = keys
-        self._clock = clock
+        self._ids = ids
         self._org = directory.org
 
     # Projects
 
     async def create_project(self, name: str) -> Doc:
-        return await self._directory.add_project(self._id(PROJECT_PREFIX), name)
+        return await self._directory.add_project(self._ids.new(PROJECT_PREFIX), name)
 
     async def list_projects(self, page: Page, *, with_archived: bool) -> list[Doc]:
         return await self._directory.list_projects(page.after_a(PROJECT_PREFIX), with_archived=with_archived)
@@ -73,7 +72,7 @@ class TenancyService:
     # Users of the organisation
 
     async def create_user(self, *, email: str, name: str, role: str) -> Doc:
-        user_id = self._id(USER_PREFIX)
+        user_id = self._ids.new(USER_PREFIX)
         try:
             return await self._directory.add_user(user_id, email=email, name=name, role=role)
         except DuplicateKeyError as error:
@@ -159,7 +158,7 @@ class TenancyService:
 
     async def create_account(self, project_id: str, *, name: str, role: str) -> Doc:
         await self.active_project(project_id)
-        return await self._directory.add_account(project_id, self._id(ACCOUNT_PREFIX), name=name, role=role)
+        return await self._directory.add_account(project_id, self._ids.new(ACCOUNT_PREFIX), name=name, role=role)
 
     async def list_accounts(self, project_id: str, page: Page) -> list[Doc]:
         await self.project(project_id)
@@ -185,6 +184,3 @@ class TenancyService:
         if not await self._directory.remove_account(project_id, account_id):
             raise not_found("service account", account_id)
         self._keys.forget()
-
-    def _id(self, prefix: str) -> str:
-        return new_id(prefix, self._clock.now())

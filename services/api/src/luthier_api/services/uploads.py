@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from luthier_api.domain import clean_filename
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, not_found
+from luthier_api.idempotency import Ids
 from luthier_api.services.files import BODY_MARGIN_S, check_expiry, check_purpose
 from luthier_api.services.incoming import Incoming
 from luthier_api.settings import ApiSettings
@@ -51,8 +52,15 @@ class UploadService:
     """Uploads of one principal, for one request."""
 
     def __init__(
-        self, repository: Repository, db: Database, objects: ObjectStore, clock: Clock, settings: ApiSettings
+        self,
+        repository: Repository,
+        db: Database,
+        objects: ObjectStore,
+        clock: Clock,
+        settings: ApiSettings,
+        ids: Ids,
     ) -> None:
+        self._ids = ids
         self._principal = repository.principal
         self._actor = repository.actor
         self._store = UploadStore(repository)
@@ -69,17 +77,17 @@ class UploadService:
             raise ApiError(ErrorCode.TOO_LARGE, message, param="bytes")
         if wanted.anchor is not None or wanted.expiry_s is not None:
             check_expiry(wanted.anchor, wanted.expiry_s)
-        now = self._clock.now()
         fields = {
             "bytes": wanted.num_bytes,
             "filename": clean_filename(wanted.filename),
             "mime_type": wanted.mime_type,
             "purpose": wanted.purpose,
             "expiry_s": wanted.expiry_s,
-            "file_id": new_id(FILE_PREFIX, now),
+            "file_id": self._ids.new(FILE_PREFIX),
             "owner": self._principal.owner,
         }
-        made = await self._store.create(new_id(UPLOAD_PREFIX, now), fields, expiry_s=self._settings.upload_expiry_s)
+        upload_id = self._ids.new(UPLOAD_PREFIX)
+        made = await self._store.create(upload_id, fields, expiry_s=self._settings.upload_expiry_s)
         await failpoint("uploads.after_create")
         return made
 

@@ -63,10 +63,12 @@ class Repository:
     async def find_file(self, file_id: str) -> Doc | None:
         return await self.db["files"].find_one(self._live({"_id": file_id}), FILE_FIELDS)
 
-    async def find_file_named(self, filename: str) -> Doc | None:
-        """The newest file with exactly this name."""
-        found = await self.db["files"].find(self._live({"filename": filename}), FILE_FIELDS).sort("_id", -1).to_list(1)
-        return found[0] if found else None
+    async def find_file_named(self, filename: str, purpose: str) -> Doc | None:
+        """The newest file with exactly this name, of those with the purpose if there is one."""
+        for wanted in ({"filename": filename, "purpose": purpose}, {"filename": filename}):
+            if found := await self.db["files"].find(self._live(wanted), FILE_FIELDS).sort("_id", -1).to_list(1):
+                return found[0]
+        return None
 
     async def list_files(self, page: Page, wanted: Doc) -> list[Doc]:
         """One more than the page holds, if there are more."""

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
+from luthier_api.domain import View
 from luthier_api.wire.lists import Wire, unix
 from luthier_common.contract.ids import core_of
 from luthier_common.kit.mongo import Doc
 
 _ID = re.compile(r"ftevent-([0-9A-Za-z]+)-(\d{6,12})\.(\d{1,3})")
+_FILES = ("training_file", "validation_file")
 _METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
 _MORE = ("learning_rate", "grad_norm", "epoch", "trained_tokens", "tokens_per_s")
 
@@ -47,9 +49,9 @@ class Place:
     number: int
 
 
-def render(row: Doc) -> list[EventObject]:
+def render(row: Doc, view: View) -> list[EventObject]:
     """The lines of one fact, oldest first. A fact of a type that this version does not know gives none."""
-    body = row["body"]
+    body = _as_spelled(row["body"], view)
     lines = _LINES.get(row["type"], _nothing)(body["data"], body)
     at = row["at"] if isinstance(row["at"], datetime) else datetime.fromisoformat(row["at"])
     return [
@@ -64,6 +66,17 @@ def render(row: Doc) -> list[EventObject]:
         }
         for number, line in enumerate(lines, 1)
     ]
+
+
+def _as_spelled(body: Wire, view: View) -> Wire:
+    """The fact with the ids that lines name as the client's dialect spells them."""
+    data = dict(body["data"])
+    if "file_id" in data:
+        data["file_id"] = view.id(data["file_id"])
+    if "spec" in data:
+        files = {name: view.id(data["spec"][name]) for name in _FILES if data["spec"].get(name)}
+        data["spec"] = data["spec"] | files
+    return body | {"thing": view.id(body["thing"]), "data": data}
 
 
 def place_of(event_id: str, job_id: str) -> Place | None:

@@ -8,6 +8,7 @@ from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
+from luthier_api.around.idempotency import RETRY
 from luthier_api.deps import AnyRequest, Services
 from luthier_api.dialects.openai.create import CreateJob, wanted_job
 from luthier_api.dialects.openai.fields import MAX_METADATA
@@ -172,11 +173,13 @@ class JobsController(Controller):
         order: FromQuery[Order] = "desc",
     ) -> ListObject[CheckpointObject]:
         page = Page(limit, after, ascending=order in ASCENDING)
-        return await services.job_events.list_checkpoints(await services.jobs.get(job_id), page, services.view)
+        return await services.job_events.list_checkpoints(await services.jobs.get(job_id), page)
 
 
 def is_retry(request: AnyRequest) -> bool:
-    """Whether the client's own library says that it sends this request again."""
+    """Whether this request was sent before: its Idempotency-Key is known, or the client's own library says so."""
+    if request.scope["state"].get(RETRY):
+        return True
     return request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
 
 
