@@ -1,5 +1,6 @@
 """The API's own description: OpenAPI 3.1 and a page that shows it without any other server."""
 
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -8,6 +9,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import (
+    BaseSchemaObject,
     Components,
     Contact,
     OpenAPI,
@@ -25,7 +27,8 @@ from luthier_api import __name__ as package
 from luthier_api.deps import DIALECT
 from luthier_api.domain import BYTES, KNOWN_TYPES
 from luthier_api.errors import ErrorCode
-from luthier_api.examples import ANSWERS, REQUESTS
+from luthier_api.example_answers import ANSWERS
+from luthier_api.examples import REQUESTS
 from luthier_api.middleware import PUBLIC
 
 TITLE = "Luthier"
@@ -138,7 +141,17 @@ def _show_examples(operation: Operation) -> None:
     places = ((operation.request_body, REQUESTS), (answer, ANSWERS))
     for place, examples in places:
         if isinstance(place, RequestBody | OpenAPIResponse) and place.content and name in examples:
-            place.content["application/json"].example = examples[name]
+            place.content["application/json"].example = _Example(examples[name])
+
+
+@dataclass
+class _Example(BaseSchemaObject):
+    """Shown as it is: Litestar leaves out what is null, which clients would take for missing."""
+
+    value: Any
+
+    def to_schema(self) -> dict[str, Any]:
+        return dict(self.value)
 
 
 def _describe_download(operation: Operation) -> None:
