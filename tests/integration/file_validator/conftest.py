@@ -81,7 +81,7 @@ async def make_validator(db: Database, objects: ObjectStore, tmp_path: Path) -> 
             for each in workers:
                 await open_workers.enter_async_context(each.closing())
             files = FileLoop(store, checker, workers[0], settings.default_base)
-            return Validator(files, JobLoop(store, checker, workers[1], settings.min_examples))
+            return Validator(files, JobLoop(store, checker, workers[1], settings))
 
         yield make
 

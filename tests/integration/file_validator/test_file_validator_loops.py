@@ -156,6 +156,15 @@ async def test_the_same_bytes_for_training_and_validation_are_accepted_with_a_wa
     ]
 
 
+async def test_too_many_examples_reject_a_job_where_the_operator_set_a_limit(
+    db: Database, make_validator: Make, upload: Make, base: str
+) -> None:
+    job = await a_job(db, training_file=await upload(jsonl(*good_rows(13))))
+    doc = await moved_on(db, "jobs", job.id, "checking", await make_validator(max_examples=12))
+    assert (doc["status"], doc["error"]["code"]) == ("failed", "invalid_n_examples")
+    assert "at most 12" in doc["error"]["message"]
+
+
 async def test_too_few_examples_reject_a_job_as_clients_know_it(
     db: Database, make_validator: Make, upload: Make, base: str
 ) -> None:

@@ -38,6 +38,7 @@ async def test_a_full_disk_is_a_fault_of_the_machine(tmp_path: Path, report_path
         path=str(write_chat_file(tmp_path / "data.jsonl", 12)),
         report_path=str(tmp_path / report_path),
         min_examples=1,
+        max_examples=None,
         max_findings=10,
         memory_bytes=GIB,
         cpu_s=60,

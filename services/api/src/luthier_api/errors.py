@@ -103,6 +103,12 @@ class ErrorCode(Enum):
         "invalid_request_error",
         "The request was done before; its answer held a secret or what a model said, and is not kept.",
     )
+    STORAGE_LIMIT = (
+        "storage_limit_exceeded",
+        403,
+        "invalid_request_error",
+        "What the project stores takes all the room that it may use; delete files, jobs or models.",
+    )
     TOO_LARGE = "request_too_large", 413, "invalid_request_error", "The body or the file is larger than allowed."
     RATE_LIMIT_EXCEEDED = (
         "rate_limit_exceeded",

@@ -21,6 +21,12 @@ class ApiSettings(RoomSettings):
     upload_expiry_s: float = Field(3600.0, description="how long an upload in parts may be completed")
     max_json_bytes: int = Field(MIB, description="largest JSON body")
     min_examples: int = Field(10, ge=1, description="fewest examples of a training file; as the file-validator's")
+    max_examples: int | None = Field(
+        None, ge=1, description="most examples of a training file; as the file-validator's"
+    )
+    max_project_bytes: int | None = Field(
+        None, ge=1, description="room for the files, checkpoints and models of one project; none: no limit"
+    )
     max_queued_jobs: int = Field(100, description="jobs of one project that may wait at a time")
     requests_per_minute: int = Field(1000, ge=1, description="requests a minute of a key that has no limit of its own")
     failed_keys_per_minute: int = Field(100, ge=1, description="keys that are not valid, of one address in a minute")

@@ -43,7 +43,7 @@ async def main(room: Room) -> None:
     await room.enter("file workers", file_workers.closing())
     await room.enter("job workers", job_workers.closing())
     files = FileLoop(store, checker, file_workers, settings.default_base)
-    jobs = JobLoop(store, checker, job_workers, settings.min_examples)
+    jobs = JobLoop(store, checker, job_workers, settings)
     broker = build_broker(settings.kafka_url, ROOM, kafka_access(settings))
     hear(broker, [TOPICS[Kind.FILE], TOPICS[Kind.JOB]], make_on_fact(wake_files, wake_jobs))
     await room.enter("broker", listening(broker))

@@ -31,6 +31,7 @@ class CheckSpec(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     report_path: str
     min_examples: int
+    max_examples: int | None
     max_findings: int
     memory_bytes: int
     cpu_s: int
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     rule = RowRule(spec.max_length, spec.on_overlength) if spec.max_length is not None else None
     report = examine(
         _chunks(Path(spec.path)),
-        Limits(min_examples=spec.min_examples, file_role=spec.file_role),
+        Limits(min_examples=spec.min_examples, max_examples=spec.max_examples, file_role=spec.file_role),
         bundle=bundle,
         rule=rule,
         max_findings=spec.max_findings,

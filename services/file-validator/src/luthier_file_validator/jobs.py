@@ -15,6 +15,7 @@ from luthier_common.kit.mongo import Doc
 from luthier_common.kit.telemetry import span_of, use_traceparent
 from luthier_file_validator.checker import Checker
 from luthier_file_validator.checks import CheckReport, RowRule
+from luthier_file_validator.settings import FileValidatorSettings
 from luthier_file_validator.store import Store
 from luthier_file_validator.verdicts import (
     ROLES,
@@ -31,11 +32,11 @@ log = logging.getLogger(__name__)
 
 
 class JobLoop:
-    def __init__(self, store: Store, checker: Checker, workers: Workers, min_examples: int) -> None:
+    def __init__(self, store: Store, checker: Checker, workers: Workers, settings: FileValidatorSettings) -> None:
         self._store = store
         self._checker = checker
         self._workers = workers
-        self._min_examples = min_examples
+        self._settings = settings
 
     async def look(self) -> None:
         """Reject what can never be read, start what can be read now; does not wait for checks."""
@@ -101,7 +102,8 @@ class JobLoop:
             file,
             lease_name=f"check/{job['_id']}",
             bundle=bundle,
-            min_examples=self._min_examples if is_training else 1,
+            min_examples=self._settings.min_examples if is_training else 1,
+            max_examples=self._settings.max_examples if is_training else None,
             file_role=role.capitalize(),
             max_length=rows.max_length,
             on_overlength=rows.on_overlength,

@@ -89,6 +89,16 @@ async def record(
     await failpoint("ledger.after_record")
 
 
+async def count_bytes(db: Database, org: str, project: str) -> int:
+    """What the project's objects take in all, without those that nobody refers to, or that are still being stored."""
+    mine: list[Doc] = [
+        {"$match": {"org": org, "project": project, "references.0": {"$exists": True}}},
+        {"$group": {"_id": None, "bytes": {"$sum": "$bytes"}}},
+    ]
+    found = await db[COLLECTION].aggregate(mine).to_list(1)
+    return int(found[0]["bytes"]) if found else 0
+
+
 async def refer(db: Database, key: str, reference: str, *, is_made_later: bool = False) -> bool:
     """Add a reference; False when the object is gone or going.
 

@@ -77,6 +77,7 @@ INDEXES: dict[str, list[IndexModel]] = {
     "objects": [
         IndexModel([("references", ASCENDING)], name="by_reference"),
         IndexModel([("touched_at", ASCENDING)], name="by_touch"),
+        IndexModel([("org", ASCENDING), ("project", ASCENDING), ("bytes", ASCENDING)], name="by_project"),
         IndexModel(
             [("intent_until", ASCENDING)],
             name="by_intent",

@@ -86,8 +86,8 @@ class FileService:
         fresh = new_id(FILE_PREFIX, self._clock.now())
         file_id = fresh if core is None else f"{FILE_PREFIX}{core}"
         who, within_s = self._repository.principal, self._settings.upload_timeout_s + BODY_MARGIN_S
-        path, reference = f"files/{fresh}", f"file/{file_id}"
-        async with Incoming(self._db, self._objects, who, path, reference, within_s) as incoming:
+        path, reference, most = f"files/{fresh}", f"file/{file_id}", self._settings.max_project_bytes
+        async with Incoming(self._db, self._objects, who, path, reference, within_s, most) as incoming:
             filename, stored = await self._store(upload, incoming)
             purpose, expiry_s = read_fields(upload.fields)
             await incoming.keep(stored)

@@ -15,12 +15,21 @@ from luthier_common.kit.objects import ObjectStore, Stored
 class Incoming:
     """One new object of a project: `put`, then `keep`; what is not kept when the block ends is taken away.
 
-    After a crash the ledger's sweeper takes it away, unless the thing that `reference` names was made.
+    After a crash the ledger's sweeper takes it away, unless the thing that `reference` names was made. With
+    `most_stored` the project may store so many bytes in all; several uploads at once may each fill what is left.
     """
 
     def __init__(
-        self, db: Database, objects: ObjectStore, principal: Principal, path: str, reference: str, within_s: float
+        self,
+        db: Database,
+        objects: ObjectStore,
+        principal: Principal,
+        path: str,
+        reference: str,
+        within_s: float,
+        most_stored: int | None = None,
     ) -> None:
+        self._most_stored = most_stored
         self._db = db
         self._objects = objects
         self._principal = principal
@@ -39,13 +48,19 @@ class Incoming:
             await self.drop()
 
     async def put(self, chunks: AsyncIterator[bytes], *, most: int, param: str) -> Stored:
-        """Store the chunks; ApiError naming `param` when there are none, or more than `most` bytes."""
-        self._is_loose = True
+        """Store the chunks; ApiError naming `param` when there are none, or more than `most` bytes or the room left."""
         org, project = self._principal.org, self._principal.project
+        too_large = ApiError(ErrorCode.TOO_LARGE, f"The file is larger than {most} bytes.", param=param)
+        if self._most_stored is not None:
+            left = self._most_stored - await ledger.count_bytes(self._db, org, project)
+            if left < most:
+                most, code = max(0, left), ErrorCode.STORAGE_LIMIT
+                too_large = ApiError(code, code.sentence, param=param)
+        self._is_loose = True
         await ledger.intend(
             self._db, self._key, reference=self._reference, within_s=self._within_s, org=org, project=project
         )
-        stored = await self._objects.put(self._key, _limited(chunks, most, param))
+        stored = await self._objects.put(self._key, _limited(chunks, most, too_large))
         await failpoint("api.after_put")
         if not stored.bytes:
             raise ApiError(ErrorCode.EMPTY_FILE, "The file is empty.", param=param)
@@ -67,10 +82,10 @@ class Incoming:
         await ledger.abandon(self._db, self._objects, self._key)
 
 
-async def _limited(chunks: AsyncIterator[bytes], most: int, param: str) -> AsyncIterator[bytes]:
+async def _limited(chunks: AsyncIterator[bytes], most: int, too_large: ApiError) -> AsyncIterator[bytes]:
     num_bytes = 0
     async for chunk in chunks:
         num_bytes += len(chunk)
         if num_bytes > most:
-            raise ApiError(ErrorCode.TOO_LARGE, f"The file is larger than {most} bytes.", param=param)
+            raise too_large
         yield chunk

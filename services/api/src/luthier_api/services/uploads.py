@@ -139,7 +139,8 @@ class UploadService:
         if upload["status"] != PENDING:
             raise _wrong_state("add a part to", upload)
         part_id = new_id(PART_PREFIX, self._clock.now())
-        incoming = self._incoming(f"uploads/{upload_id}/{part_id}", f"part/{part_id}")
+        most = self._settings.max_project_bytes
+        incoming = self._incoming(f"uploads/{upload_id}/{part_id}", f"part/{part_id}", most)
         stored: Stored | None = None
         async with aclosing(body.files()) as files, incoming:
             async for file in files:
@@ -200,9 +201,10 @@ class UploadService:
                     digest.update(chunk)
                 yield chunk
 
-    def _incoming(self, path: str, reference: str) -> Incoming:
+    def _incoming(self, path: str, reference: str, most_stored: int | None = None) -> Incoming:
+        """What is put together of parts takes their room: it is not counted a second time."""
         within_s = self._settings.upload_timeout_s + BODY_MARGIN_S
-        return Incoming(self._db, self._objects, self._principal, path, reference, within_s)
+        return Incoming(self._db, self._objects, self._principal, path, reference, within_s, most_stored)
 
 
 async def make_file(db: Database, upload: Doc, actor: Actor) -> Doc:

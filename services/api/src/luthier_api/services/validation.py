@@ -91,9 +91,16 @@ class ValidationService:
         return file
 
     def _check_count(self, plan: Plan) -> None:
-        least, found = self._settings.min_examples, plan.num_examples
-        if found is not None and found < least and not plan.mistakes:
-            message = f"Training file has {found} example(s), but must have at least {least} examples"
+        least, most, found = self._settings.min_examples, self._settings.max_examples, plan.num_examples
+        if found is None or plan.mistakes:
+            return
+        bound = None
+        if found < least:
+            bound = f"at least {least}"
+        elif most is not None and found > most:
+            bound = f"at most {most}"
+        if bound is not None:
+            message = f"Training file has {found} example(s), but must have {bound} examples"
             plan.mistakes.append(Mistake(FailureReason.INVALID_N_EXAMPLES, message, "training_file"))
 
     async def _read_mistakes(self, verdict: Doc, param: str) -> list[Mistake]:
