@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from integration.api.conftest import Api, run_api
+from builders.engines import Engine, joined
+from integration.api.conftest import TINY, Api, run_api
 
+SAID = ("Hel", "lo")
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
 
 
@@ -20,6 +22,14 @@ async def api(
         mongo_url, kafka_url, home, free_port(), "test_api_clients", {"LUTHIER_MAX_QUEUED_JOBS": "200"}
     ) as running:
         yield running
+
+
+@pytest.fixture
+async def engine(api: Api) -> AsyncIterator[Engine]:
+    """It answers for the base whatever one asks, in the pieces of `SAID`."""
+    engine = Engine("engine-clients", pieces=SAID)
+    async with joined(api.db, engine, TINY):
+        yield engine
 
 
 class Half:

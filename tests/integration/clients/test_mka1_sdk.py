@@ -1,6 +1,7 @@
-"""The meetkai-mka1 library, sync and async: files, the eight verbs of fine-tuning, models, and end users."""
+"""The meetkai-mka1 library, sync and async: every method of it that we serve, and end users."""
 
 import hashlib
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +13,7 @@ from meetkai_mka1.errors import SDKError
 from builders.stories import fail, queue, succeed, train
 from builders.waiting import until
 from integration.api.conftest import TINY, Api
-from integration.clients.conftest import LINE, Half
+from integration.clients.conftest import LINE, SAID, Half
 
 pytestmark = pytest.mark.filterwarnings("ignore:warning. .. DEPRECATED:DeprecationWarning")
 """The library itself says so of its fine-tuning methods."""
@@ -132,6 +133,37 @@ async def test_why_a_job_failed(api: Api, llm: Llm) -> None:
     )
     listed = await llm("fine_tuning.list", limit=100)
     assert [each.error for each in listed.data if each.id == job.id] == [failed.error]
+
+
+@pytest.mark.usefixtures("engine")
+async def test_chat_whole_and_streamed(llm: Llm, half: Half) -> None:
+    asked: Any = {"model": TINY, "messages": [{"role": "user", "content": "hi"}]}
+    whole = await llm("chat.create_chat", **asked)
+    assert (whole.choices[0].message.content, whole.usage.total_tokens) == ("".join(SAID), 2)
+    events = await half.items(await llm("chat.stream", **asked))
+    assert events[-1].event == "done"
+    assert [choice.delta.content for event in events[:-1] for choice in event.data.choices] == list(SAID)
+    text = await llm("chat.create_chat", **asked, stream=True)  # the library hands the stream over unread
+    *chunks, end = text.replace("data: ", "").split("\n\n")[:-1]
+    said = [choice["delta"]["content"] for chunk in chunks for choice in json.loads(chunk)["choices"]]
+    assert (said, end) == (list(SAID), "[DONE]")
+
+
+@pytest.mark.usefixtures("engine")
+async def test_responses_are_made_streamed_read_and_deleted(llm: Llm, half: Half) -> None:
+    made = await llm("responses.create", model=TINY, input="hi")
+    assert (made.status, made.output_text) == ("completed", "".join(SAID))
+    events = [
+        event.data for event in await half.items(await llm("responses.create", model=TINY, input="hi", stream=True))
+    ]
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+    assert [event.delta for event in events if event.type == "response.output_text.delta"] == list(SAID)
+    assert (await llm("responses.get", response_id=made.id)).output_text == made.output_text
+    assert (await llm("responses.list_input_items", response_id=made.id)).data[0].role == "user"
+    assert (await llm("responses.delete", response_id=made.id)).deleted
+    with pytest.raises(SDKError) as caught:
+        await llm("responses.get", response_id=made.id)
+    assert caught.value.status_code == 404
 
 
 async def test_what_is_refused_tells_why(llm: Llm) -> None:

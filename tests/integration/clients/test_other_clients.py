@@ -1,15 +1,22 @@
-"""Clients in processes of their own: an older major of the openai library, and the one for Node."""
+"""Clients in processes of their own: the openai library of now and of an older major, and the one for Node."""
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
+from builders.jobs import JobStory, make_blob
+from builders.stories import succeed, train
+from builders.waiting import until
 from integration.api.conftest import TINY, Api
+from integration.clients.conftest import SAID
+from luthier_common.kit import ledger
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[2] / ".cache"
@@ -64,16 +71,23 @@ async def node_modules() -> Path:
     return folder
 
 
-async def test_an_older_major_of_the_openai_library(api: Api, older_openai: Path) -> None:
-    script = (sys.executable, "-I", "-c", _SCRIPT, str(older_openai), str(HERE / "older_openai.py"))
-    told = json.loads(await run(*script, f"{api.url}/v1", api.key, TINY))
-    assert told.pop("job").startswith("ftjob-")
-    assert told == {
-        "version": OLDER,
-        "refused": "invalid_state",
-        "status": "cancelled",
-        "async_status": "cancelled",
-    }
+async def call_every_method(api: Api, half: str, **more_env: str) -> str:
+    """The version of the library that did."""
+    given = json.dumps(await _prepare(api))
+    script = (sys.executable, "-P", HERE / "every_method.py")
+    return (await run(*script, half, f"{api.url}/v1", api.key, given, env=os.environ | more_env)).strip()
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("half", ["sync", "async"])
+async def test_every_method_of_the_openai_library(api: Api, half: str) -> None:
+    assert await call_every_method(api, half) == openai.__version__
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("half", ["sync", "async"])
+async def test_every_method_of_an_older_major_of_it(api: Api, older_openai: Path, half: str) -> None:
+    assert await call_every_method(api, half, PYTHONPATH=str(older_openai)) == OLDER
 
 
 async def test_the_openai_library_for_node(api: Api, node_modules: Path) -> None:
@@ -86,10 +100,19 @@ async def test_the_openai_library_for_node(api: Api, node_modules: Path) -> None
     assert told["events"][-1] == f"Created fine-tuning job: {told['created']}"
 
 
-_SCRIPT = """
-import runpy, sys
-folder, script, *arguments = sys.argv[1:]
-sys.path.insert(0, folder)
-sys.argv = [script, *arguments]
-runpy.run_path(script, run_name="__main__")
-"""
+async def _prepare(api: Api) -> dict[str, str]:
+    """A job that waits, and one that has made a model and has a checkpoint whose bytes are there."""
+    waiting = await (await JobStory.created(api.db)).accepted()
+    tuned = f"ft:{TINY}:clients:{waiting.id[-8:]}"
+    trained = await JobStory.created(api.db, model_name=tuned)
+    await succeed(api.db, await train(api.db, trained.id), tuned)
+    owned = {"org": "org-default", "project": "proj-default", "reference": f"job/{trained.id}"}
+    await ledger.record(api.db, make_blob().key, sha256="0" * 64, num_bytes=10, **owned)
+    jobs = api.sdk().fine_tuning.jobs
+
+    async def checkpoint() -> str | None:
+        saved = (await jobs.checkpoints.list(trained.id)).data
+        return saved[0].fine_tuned_model_checkpoint if saved else None
+
+    given = {"base": TINY, "said": "".join(SAID), "waiting": waiting.id, "trained": trained.id, "tuned": tuned}
+    return given | {"checkpoint": await until(checkpoint)}
