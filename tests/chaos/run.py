@@ -74,6 +74,8 @@ class Chaos:
             backlog_s, _ = await asyncio.gather(self._backlog_gone(over), self._finish(working))
             findings = await self._quiet(over)
             settled_s = time.monotonic() - over
+            if watching.done():
+                findings.append(f"the watch ended: {watching.exception()!r}")
         finally:
             working.cancel()
             watching.cancel()
@@ -93,7 +95,7 @@ class Chaos:
             backlog_s=backlog_s,
             settled_s=settled_s,
             findings=findings,
-            notes=[*notes, *errors_in(self._stack.home / "logs")],
+            notes=[*notes, *self._watch.odd, *errors_in(self._stack.home / "logs")],
         )
 
     async def _finish(self, working: asyncio.Task[None]) -> None:

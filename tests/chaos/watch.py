@@ -35,6 +35,8 @@ class Watch:
         self._url = f"{api_url}/readyz"
         self._db = db
         self.samples: list[Sample] = []
+        self.odd: list[str] = []
+        """What looks failed by, other than a server that was away."""
 
     async def look(self) -> None:
         """Until it is cancelled."""
@@ -49,6 +51,10 @@ class Watch:
         while time.monotonic() < since + seconds and _recovered_at(since, self.samples) is None:
             await asyncio.sleep(LOOK_EVERY_S)
 
+    @property
+    def _last(self) -> int:
+        return self.samples[-1].progress if self.samples else 0
+
     async def _is_ready(self, client: httpx2.AsyncClient) -> bool:
         try:
             return (await client.get(self._url)).status_code == httpx2.codes.OK
@@ -62,7 +68,10 @@ class Watch:
             found = await self._db["jobs"].aggregate([summed]).to_list(1)
             published = await self._db["models"].count_documents({"phase": "published"})
         except OUTAGES:
-            return self.samples[-1].progress if self.samples else 0
+            return self._last
+        except Exception as error:  # a look that fails must not end the watch; what it was is told in the report
+            self.odd.append(f"{type(error).__name__}: {error}"[:200])
+            return self._last
         return int(found[0]["steps"] if found else 0) + published
 
 

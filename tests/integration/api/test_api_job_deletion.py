@@ -7,6 +7,7 @@ from builders.histories import broken_history
 from builders.lifecycle_deeds import PRINCIPAL
 from builders.waiting import until
 from integration.api.conftest import TINY, Api
+from luthier_api.domain import View
 from luthier_api.services.follow import Followers, FollowService
 from luthier_api.store import Repository
 from luthier_common.contract import events as f
@@ -143,6 +144,6 @@ async def test_a_stream_that_is_open_ends_with_its_job(api: Api) -> None:
         return True
 
     repository = Repository(api.db, PRINCIPAL, "req-test")
-    following = FollowService(repository, Followers(), may_still, most=3, heartbeat_s=1)
+    following = FollowService(repository, Followers(), View(), may_still, most=3, heartbeat_s=1)
     said = b"".join([part async for part in following.follow(story.id, None)]).decode()
     assert said.rstrip().endswith('event: done\ndata: {"object":"fine_tuning.job.events.done","status":null}')

@@ -18,7 +18,7 @@ async def narrow(
     mongo_url: str, kafka_url: str, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 ) -> AsyncIterator[Api]:
     home: Path = tmp_path_factory.mktemp("room")
-    async with run_api(mongo_url, kafka_url, home, free_port(), "test_api_room", ENV) as api:
+    async with run_api(mongo_url, kafka_url, home, free_port(), "test_api_narrow", ENV) as api:
         yield api
 
 
