@@ -22,7 +22,7 @@ from luthier_common.kit.objects import open_objects
 
 SECRET = "a word of mine"
 LINE = json.dumps({"messages": [{"role": "user", "content": SECRET}, {"role": "assistant", "content": "another"}]})
-WEIGHTS = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": b"weights"}
+WEIGHTS = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": b"weights", "optimizer.pt": b"state"}
 Things = dict[str, str]
 """What they are called, by what they are."""
 
@@ -126,8 +126,8 @@ async def _tell_success(api: Api, job_id: str) -> str:
     job = await (await story.in_training()).doc()
     owned = {name: job[name] for name in ("org", "project", "owner", "end_user")}
     name = str(job["model_name"])
-    saved = await _store(api, owned, f"{job['org']}/{job['project']}/jobs/{job_id}/a1/step-3/", f"job/{job_id}")
-    kept = await _store(api, owned, f"{job['org']}/{job['project']}/models/{model_id}/", f"model/{model_id}")
+    saved = await store_weights(api, owned, f"{job['org']}/{job['project']}/jobs/{job_id}/a1/step-3/", f"job/{job_id}")
+    kept = await store_weights(api, owned, f"{job['org']}/{job['project']}/models/{model_id}/", f"model/{model_id}")
     await story.tell(make_step(3), attempt=1)
     await story.tell(f.CheckpointSaved(step=3, attempt=1, blob=saved), attempt=1)
     finished = f.RunFinished(step=6, artifact=make_blob(), trained_tokens=300, train_loss=0.5)
@@ -143,7 +143,7 @@ async def _tell_success(api: Api, job_id: str) -> str:
     return name
 
 
-async def _store(api: Api, owned: dict[str, Any], key: str, reference: str) -> f.Blob:
+async def store_weights(api: Api, owned: dict[str, Any], key: str, reference: str) -> f.Blob:
     """Weights with their manifest, where a trainer or the registry leaves them."""
     files = [
         {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -1,8 +1,6 @@
 """Lists: what they can be narrowed by, cursors that stay where they are, and that each of them reads by an index."""
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +10,7 @@ from openai import AsyncOpenAI
 
 from builders.jobs import JobStory, make_spec, make_step
 from integration.api.conftest import Api
+from integration.api.recorded import recorded
 from luthier_common.kit.mongo import Doc
 
 ORG, PROJECT = "org-default", "proj-lists"
@@ -165,7 +164,9 @@ async def test_no_list_scans_a_collection_or_sorts_in_memory(api: Api, key: str)
         ("/v1/models", {}),
         ("/v1/models/tiny-base", {}),
     ]
-    async with _profiled(api) as found, api.http(key) as client:
+    reads: Doc = {"op": "query", "ns": {"$in": [f"{api.db.name}.{name}" for name in LISTED]}}
+    mine: Doc = {"command.filter.project": PROJECT}
+    async with recorded(api, reads | mine) as found, api.http(key) as client:
         for headers in ({}, {"x-on-behalf-of": "ada"}):
             for path, query in asked:
                 answer = await client.get(path, params=query, headers=headers)
@@ -173,21 +174,6 @@ async def test_no_list_scans_a_collection_or_sorts_in_memory(api: Api, key: str)
     assert {entry["ns"].partition(".")[2] for entry in found} == set(LISTED)
     plans = {(entry["ns"], entry["planSummary"], entry.get("hasSortStage", False)) for entry in found}
     assert not [plan for plan in plans if "COLLSCAN" in plan[1] or plan[2]]
-
-
-@asynccontextmanager
-async def _profiled(api: Api) -> AsyncIterator[list[Doc]]:
-    """The database's own record of the project's reads meanwhile, filled when the block ends."""
-    found: list[Doc] = []
-    await api.db.command("profile", 2)
-    try:
-        yield found
-    finally:
-        await api.db.command("profile", 0)
-        reads: Doc = {"op": "query", "ns": {"$in": [f"{api.db.name}.{name}" for name in LISTED]}}
-        mine = {"command.filter.project": PROJECT}
-        found += await api.db["system.profile"].find(reads | mine).to_list(None)
-        await api.db["system.profile"].drop()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Checkpoints that are called as models, who else may call them, and their weights as files."""
 
-import hashlib
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,12 +15,11 @@ from builders.engines import Engine, joined
 from builders.jobs import JobStory, make_blob, make_step
 from builders.waiting import until
 from integration.api.conftest import TINY, Api
+from integration.api.tenants import WEIGHTS, store_weights
 from luthier_common.contract import events as f
 from luthier_common.kit import ledger
-from luthier_common.kit.objects import open_objects
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
-WEIGHTS = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": b"weights", "optimizer.pt": b"state"}
 ASKED: Any = [{"role": "user", "content": "hi"}]
 
 
@@ -63,19 +60,8 @@ async def save(api: Api) -> Save:
 
 
 async def _store(api: Api, job_id: str, place: str) -> f.Blob:
-    key = f"org-default/proj-default/jobs/{job_id}/a1/{place}/"
-    files = [
-        {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in WEIGHTS.items()
-    ]
-    manifest = json.dumps({"files": files}).encode()
-    sha256 = hashlib.sha256(manifest).hexdigest()
-    async with open_objects(f"file://{api.home}/objects") as objects:
-        for name, content in (WEIGHTS | {"manifest.json": manifest}).items():
-            await objects.put(key + name, content)
-    owned = {"org": "org-default", "project": "proj-default", "reference": f"job/{job_id}"}
-    await ledger.record(api.db, key, sha256=sha256, num_bytes=20, **owned)
-    return f.Blob(key=key, manifest_sha256=sha256, bytes=20)
+    owned = {"org": "org-default", "project": "proj-default"}
+    return await store_weights(api, owned, f"org-default/proj-default/jobs/{job_id}/a1/{place}/", f"job/{job_id}")
 
 
 async def _listed(sdk: AsyncOpenAI, job_id: str) -> FineTuningJobCheckpoint:

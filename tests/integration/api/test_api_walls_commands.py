@@ -6,17 +6,17 @@ clock is looked at.
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 import pytest
 
 from integration.api.conftest import Api
+from integration.api.recorded import recorded
 from integration.api.tenants import neighbour, settled
 from integration.api.walls import ask, operations, unknown
 from luthier_common.kit.mongo import Doc
 
-AUDIT = "audit_log"
+NOT_AUDIT: Doc = {"ns": {"$not": {"$regex": "audit_log$"}}}
 """Its rows go together into one write."""
 NAMES = ("model", "checkpoint", "filename")
 
@@ -34,7 +34,7 @@ async def test_the_database_is_asked_the_same_for_what_is_not_yours_and_for_what
     async with one.http() as ones, other.http() as others:
         for operation in asked:
             for _ in range(2):  # the first time fills what is kept for a moment: keys, bases
-                async with _recorded(api) as commands:
+                async with recorded(api, NOT_AUDIT) as commands:
                     await ask(ones, operation, mine.things)
                     await ask(others, operation, nothing)
             foreign, absent = [
@@ -51,24 +51,11 @@ async def test_it_would_be_seen_if_more_were_read(api: Api) -> None:
     counted = []
     async with mine.http() as http:
         for file_id in (mine.things["weights_id"], unknown(mine.things)["weights_id"]):
-            async with _recorded(api) as commands:
+            async with recorded(api, NOT_AUDIT) as commands:
                 await ask(http, operation, {"file_id": file_id})
             counted.append(_caused_by((mine.project,), commands))
     there, absent = counted
     assert there > absent
-
-
-@asynccontextmanager
-async def _recorded(api: Api) -> AsyncIterator[list[Doc]]:
-    """The commands that the database is sent meanwhile, filled when the block ends."""
-    found: list[Doc] = []
-    await api.db.command("profile", 2)
-    try:
-        yield found
-    finally:
-        await api.db.command("profile", 0)
-        found += await api.db["system.profile"].find({"ns": {"$not": {"$regex": f"{AUDIT}$"}}}).to_list(None)
-        await api.db["system.profile"].drop()
 
 
 def _caused_by(marks: Sequence[str], recorded: list[Doc]) -> Counter[tuple[str, str, str]]:
