@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from builders.waiting import until
+from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.objects import ObjectStore
 from luthier_inference.artifacts import ArtifactCache
@@ -46,7 +47,7 @@ async def here(db: Database, catalogue: str, objects: ObjectStore, tiny_base: Pa
     settings = InferenceSettings(
         mongo_url="mongodb://unused", kafka_url="unused", objects_url="file:///unused", default_base="tiny"
     )
-    store, pool = InferenceStore(db, "inference-here"), EnginePool(fetch, settings)
+    store, pool = InferenceStore(db, "inference-here"), EnginePool(fetch, settings, SystemClock())
     serving = Serving(store, pool, ArtifactCache(objects, tiny_base.parent / "adapters", 4), settings)
     async with serve(build_app(serving, "token"), "127.0.0.1", 0) as port:
         url, headers = f"http://127.0.0.1:{port}/internal/chat/completions", {"Authorization": "Bearer token"}

@@ -11,8 +11,9 @@ import uvicorn
 from litestar import Litestar
 
 from luthier_common.contract.topics import TOPICS, Kind
-from luthier_common.kit.bases import fetch_base
+from luthier_common.kit.bases import fetch_files
 from luthier_common.kit.broker import build_broker, hear, listening
+from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.mongo import Database, Doc, ping
 from luthier_common.kit.room import TRANSIENT_ERRORS, Room
@@ -39,13 +40,16 @@ async def main(room: Room) -> None:
     cache = settings.home / "cache"
 
     async def fetch(base: Doc) -> Path:
-        return await fetch_base(db, objects, base["_id"], cache / "bases")
+        directory = cache / "bases" / str(base["digest"])
+        await fetch_files(objects, base["key"], base["files"], directory)
+        return directory
 
     store = InferenceStore(db, settings.inference_node)
-    pool = EnginePool(fetch, settings)
+    clock = SystemClock()
+    pool = EnginePool(fetch, settings, clock)
     artifacts = ArtifactCache(objects, cache / "adapters", settings.adapter_cache_dirs)
     serving = Serving(store, pool, artifacts, settings)
-    verifier = Verifier(store, serving, artifacts, settings)
+    verifier = Verifier(store, serving, artifacts, settings, clock)
     wake_verification = asyncio.Event()
     broker = build_broker(settings.kafka_url, "inference", kafka_access(settings))
     hear(broker, [TOPICS[Kind.JOB]], make_on_fact(wake_verification))

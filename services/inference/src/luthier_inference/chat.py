@@ -34,6 +34,8 @@ class AdapterRef(_Body):
     model_id: str
     key: str
     manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    base_digest: str | None = None
+    """The bundle that it was trained on; None: the base as it is now."""
 
 
 class StreamOptions(_Body):

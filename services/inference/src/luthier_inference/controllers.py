@@ -71,8 +71,8 @@ def build_app(serving: Serving, token: str) -> Litestar:
 @get("/internal/models")
 async def list_models(state: State) -> dict[str, Any]:
     """The bases that this node answers for."""
-    names = await _serving(state).list_ready()
-    return {"object": "list", "data": [{"id": name, "object": "model"} for name in names]}
+    bases = await _serving(state).list_ready()
+    return {"object": "list", "data": [{"id": base["_id"], "object": "model"} for base in bases]}
 
 
 @post("/internal/chat/completions", status_code=200)

@@ -4,17 +4,20 @@ the process stays small."""
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier_common.kit.errors import TransientError
+from luthier_common.kit.clock import Clock
+from luthier_common.kit.errors import LuthierError, TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
+from luthier_common.kit.rests import Rests
 from luthier_inference.settings import InferenceSettings
 from luthier_inference.store import names_of
+from luthier_text import TextError
 
 if TYPE_CHECKING:
     from luthier_inference.engine.generation import Engine
@@ -22,10 +25,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+LOAD_REST_S = 60.0
+MOST_LOAD_REST_S = 3600.0
+
+
 class EngineLoadingError(TransientError):
     """The base is being loaded, or no base can make room for it."""
 
     code = "engine_loading"
+
+
+class BaseUnloadableError(TransientError):
+    """This machine could not load the base a moment ago: for want of memory or disk, say."""
+
+    code = "engine_failed"
 
 
 @dataclass(frozen=True)
@@ -58,20 +71,23 @@ def load_engine(directory: Path, settings: InferenceSettings) -> "Engine":
 class EnginePool:
     """Loads bases on demand, one at a time, and keeps the last used."""
 
-    def __init__(self, fetch: Callable[[Doc], Awaitable[Path]], settings: InferenceSettings) -> None:
+    def __init__(self, fetch: Callable[[Doc], Awaitable[Path]], settings: InferenceSettings, clock: Clock) -> None:
         self._fetch = fetch
         self._settings = settings
         self._loaded: dict[str, LoadedBase] = {}
         self._loading = asyncio.Lock()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Bases in memory."""
-        return tuple(base.name for base in self._loaded.values())
+        self._rests: Rests[str] = Rests(clock, first_s=LOAD_REST_S, most_s=MOST_LOAD_REST_S)
 
     def has(self, name: str) -> bool:
         """Whether the base with this name or alias is in memory."""
         return any(name in base.names for base in self._loaded.values())
+
+    def is_loaded(self, digest: str) -> bool:
+        return digest in self._loaded
+
+    def is_resting(self, digest: str) -> bool:
+        """Whether the base could not be loaded, and is not tried again yet."""
+        return self._rests.is_resting(digest)
 
     @property
     def device(self) -> str | None:
@@ -84,10 +100,16 @@ class EnginePool:
         return tuple(name for base in self._loaded.values() for name in base.engine.adapters)
 
     async def get(self, base: Doc, wait_s: float = 60.0) -> LoadedBase:
-        """The base of this catalogue entry. Raises `EngineLoadingError` when it is not there within `wait_s`."""
+        """The base of this catalogue entry.
+
+        Raises `EngineLoadingError` when it is not there within `wait_s`, `BaseUnloadableError` when this machine
+        cannot load it or could not a moment ago, and `BadBaseError` or `TextError` when nobody can.
+        """
         found = self._touch(base["digest"])
         if found is not None:
             return found
+        if self.is_resting(base["digest"]):
+            raise BaseUnloadableError(f"{base['_id']} could not be loaded here a moment ago; try again later.")
         task = asyncio.create_task(self._load(base))
         try:
             return await asyncio.wait_for(asyncio.shield(task), wait_s)
@@ -113,10 +135,19 @@ class EnginePool:
             found = self._touch(base["digest"])
             if found is not None:
                 return found
-            directory = await self._fetch(base)
-            await self._make_room()
-            await failpoint("inference.before_load")
-            engine = await asyncio.to_thread(load_engine, directory, self._settings)
+            try:
+                directory = await self._fetch(base)
+                await self._make_room(names_of(base))
+                await failpoint("inference.before_load")
+                engine = await asyncio.to_thread(load_engine, directory, self._settings)
+            except (LuthierError, TextError):
+                raise
+            except Exception as error:  # no memory, no disk, a driver that gave up: of this machine, not of the base
+                rest_s = self._rests.begin(base["digest"])
+                message = f"{base['_id']} cannot be loaded here ({type(error).__name__}), for {rest_s:g} s at least."
+                raise BaseUnloadableError(message) from error
+            self._rests.end(base["digest"])
+            self._forget_name(base["_id"])
             loaded = LoadedBase(names_of(base), base["digest"], engine)
             self._loaded[loaded.digest] = loaded
             logger.info(
@@ -125,13 +156,19 @@ class EnginePool:
             )
             return loaded
 
-    async def _make_room(self) -> None:
-        """Forget the base used longest ago that is idle and not the default one."""
+    def _forget_name(self, name: str) -> None:
+        """The bundle that had the name until now answers only for what was trained on it."""
+        for former in [base for base in self._loaded.values() if base.name == name]:
+            self._loaded[former.digest] = replace(former, names=(f"{name}@{former.digest[:12]}",))
+
+    async def _make_room(self, wanted: Sequence[str]) -> None:
+        """Forget the base used longest ago that is idle, and is not the default one unless that is replaced."""
+        default = self._settings.default_base
         while len(self._loaded) >= self._settings.engine_max_bases:
             idle = [
                 base
                 for base in self._loaded.values()
-                if base.engine.num_pending == 0 and self._settings.default_base not in base.names
+                if base.engine.num_pending == 0 and (default not in base.names or default in wanted)
             ]
             if not idle:
                 raise EngineLoadingError("All base models in memory are in use; try again.")

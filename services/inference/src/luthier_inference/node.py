@@ -37,8 +37,9 @@ class Node:
             await failpoint("inference.after_join")
             self._has_joined = True
         await failpoint("inference.before_renew")
+        bases = [base["_id"] for base in await self._serving.list_ready()]
         models = sorted({name.partition("@")[0] for name in self._pool.adapters})
-        self._has_joined = await self._store.renew(await self._serving.list_ready(), models, device)
+        self._has_joined = await self._store.renew(bases, models, device)
         await presence.announce(self._store.db, "inference", self._store.node)
 
     async def leave(self) -> None:
@@ -48,8 +49,6 @@ class Node:
 
     async def load_default(self) -> None:
         """Load the default base as soon as the catalogue has it, and announce it at once."""
-        if self._pool.has(self._settings.default_base):
-            return
         try:
             if await self._serving.load_default():
                 await self.renew()

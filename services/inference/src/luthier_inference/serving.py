@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from luthier_common.kit.bases import BaseMissingError
+from luthier_common.kit.bases import BaseMissingError, version_of
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_inference.artifacts import ArtifactCache
@@ -40,32 +40,46 @@ class Serving:
     async def list_served(self) -> list[Doc]:
         """The catalogue entries that this node loads when asked."""
         named = {name.strip() for name in self._settings.inference_bases.split(",")}
-        bases = await self._store.list_bases()
-        return [base for base in bases if "*" in named or named.intersection(names_of(base))]
+        bases = [base for base in await self._store.list_bases() if "*" in named or named.intersection(names_of(base))]
+        default = [base for base in bases if self._is_default(base)]
+        # The default base never makes room for another one.
+        return default if default and self._settings.engine_max_bases == 1 else bases
 
-    async def list_ready(self) -> list[str]:
-        """Names to announce: what is loaded or loads on demand. The default base counts only when it is loaded."""
-        names = [base["_id"] for base in await self.list_served() if not self.is_default(base)]
-        return sorted({*names, *self._pool.names})
+    async def list_ready(self) -> list[Doc]:
+        """The entries to announce: loaded, or to be loaded on demand. The default base counts only when it is loaded,
+        and no base while it rests because this machine could not load it."""
+        return [base for base in await self.list_served() if self._is_ready(base)]
 
-    def is_default(self, base: Doc) -> bool:
+    def _is_ready(self, base: Doc) -> bool:
+        if self._is_default(base):
+            return self._pool.has(base["_id"])
+        return not self._pool.is_resting(base["digest"])
+
+    def _is_default(self, base: Doc) -> bool:
         return self._settings.default_base in names_of(base)
 
     async def load_default(self) -> bool:
-        """Load the default base if it is served and in the catalogue; whether it is loaded."""
-        default = next((base for base in await self.list_served() if self.is_default(base)), None)
-        return default is not None and bool(await self._pool.get(default, wait_s=600))
+        """Load the default base as the catalogue has it now; False when it was loaded already, or is not there."""
+        default = next((base for base in await self.list_served() if self._is_default(base)), None)
+        if default is None or self._pool.is_loaded(default["digest"]):
+            return False
+        await self._pool.get(default, wait_s=600)
+        return True
 
-    async def base(self, name: str) -> LoadedBase:
-        """The base with this name or alias, loaded. Raises `BaseMissingError`."""
-        for base in await self.list_served():
-            if name in names_of(base):
-                return await self._pool.get(base)
-        raise BaseMissingError(f"This node serves no base model {name!r}.")
+    async def base(self, name: str, digest: str | None = None) -> LoadedBase:
+        """The base with this name or alias, loaded; as it was with a digest, if one is given.
+
+        Raises `BaseMissingError`, and what `EnginePool.get` raises.
+        """
+        found = next((base for base in await self.list_served() if name in names_of(base)), None)
+        version = found and version_of(found, digest)
+        if version is None:
+            raise BaseMissingError(f"This node serves no base model {name!r}{' of this digest' if found else ''}.")
+        return await self._pool.get(version)
 
     async def prepare(self, body: ChatBody) -> Prepared:
         """Make ids of messages, bring base and adapter. Raises `InvalidRequestError` and what the engine raises."""
-        base = await self.base(body.base)
+        base = await self.base(body.base, body.adapter.base_digest if body.adapter else None)
         if body.adapter is not None:
             await self.load_adapter(base, body.adapter)
         ids = await self._prompts.read(base.engine.text.prompt_ids, body.messages)

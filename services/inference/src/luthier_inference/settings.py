@@ -26,4 +26,7 @@ class InferenceSettings(RoomSettings):
     engine_max_adapters: int = Field(16, ge=1, description="adapters kept in memory, for each base")
     adapter_idle_s: float = Field(600.0, description="an adapter unused this long leaves the memory")
     adapter_cache_dirs: int = Field(64, ge=1, description="adapters kept on disk")
+    verify_patience_s: float = Field(
+        1800.0, gt=0, description="a finished model that cannot be tried for so long is published untried"
+    )
     verify_tries: int = Field(3, ge=1, description="trials of a finished model before a failing engine refuses it")

@@ -10,9 +10,10 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from luthier_common.contract.events import JobFact, Problem, ServingRefused, ServingVerified
+from luthier_common.contract.events import JobFact, Problem, ServingRefused, ServingSkipped, ServingVerified
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.bases import BundleCorruptError
+from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import LuthierError, TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.leases import acquire, release
@@ -46,30 +47,46 @@ class Verifier:
     """Tries staged models one after the other; which node tries one is settled by a lease."""
 
     def __init__(
-        self, store: InferenceStore, serving: Serving, artifacts: ArtifactCache, settings: InferenceSettings
+        self,
+        store: InferenceStore,
+        serving: Serving,
+        artifacts: ArtifactCache,
+        settings: InferenceSettings,
+        clock: Clock,
     ) -> None:
         self._store = store
         self._serving = serving
         self._artifacts = artifacts
         self._settings = settings
+        self._clock = clock
         self._tries: Counter[str] = Counter()
+        self._waits_since_s: dict[tuple[str, int], float] = {}
 
     async def look(self) -> None:
-        """Try every staged model whose base this node serves."""
+        """Try every staged model whose base this node can answer with."""
         jobs = await self._store.list_staged()
+        waiting = {_attempt_of(job) for job in jobs}
+        self._waits_since_s = {key: since_s for key, since_s in self._waits_since_s.items() if key in waiting}
         if not jobs:
             return
-        served = {name for base in await self._serving.list_served() for name in names_of(base)}
+        served = {name for base in await self._serving.list_ready() for name in names_of(base)}
         for job in jobs:
             if job["spec"]["model"] in served:
-                await self._try_unless_away(job)
+                await self._try_or_wait(job)
 
-    async def _try_unless_away(self, job: Doc) -> None:
-        """One model whose files cannot be reached now does not keep the others waiting."""
+    async def _try_or_wait(self, job: Doc) -> None:
+        """One model that cannot be tried now keeps neither the others waiting nor its job for ever."""
         try:
             await self._try_job(job)
-        except TransientError as error:
-            logger.warning("a finished model must wait", extra={"job_id": job["_id"], "code": error.code})
+        except DRIVER_ERRORS:
+            raise
+        except Exception as error:
+            code = getattr(error, "code", type(error).__name__)
+            logger.warning("a finished model must wait", extra={"job_id": job["_id"], "code": code}, exc_info=True)
+            now_s, patience_s = self._clock.monotonic_s(), self._settings.verify_patience_s
+            if now_s - self._waits_since_s.setdefault(_attempt_of(job), now_s) >= patience_s:
+                reason = f"no engine could try it for {patience_s:g} s, last for {code}"
+                await self._store.state_verdict(job, ServingSkipped(reason=reason))
 
     async def _try_job(self, job: Doc) -> None:
         async with self._claimed(f"verify/{job['_id']}") as is_ours:
@@ -133,12 +150,13 @@ class Verifier:
             return _refuse(FailureReason.SERVING_FAILED, str(error))
 
     async def _try_model(self, job: Doc) -> ServingVerified:
-        base = await self._serving.base(job["spec"]["model"])
-        if job.get("base_digest") not in (None, base.digest):
-            raise _RefusedError(FailureReason.TEMPLATE_MISMATCH, "the base model in the catalogue has changed")
+        base = await self._serving.base(job["spec"]["model"], job["base_digest"])
         staged = job["staged"]
         adapter = AdapterRef(
-            model_id=staged["model_id"], key=staged["blob"]["key"], manifest_sha256=staged["blob"]["manifest_sha256"]
+            model_id=staged["model_id"],
+            key=staged["blob"]["key"],
+            manifest_sha256=staged["blob"]["manifest_sha256"],
+            base_digest=job["base_digest"],
         )
         directory = await self._artifacts.fetch(adapter.key, adapter.manifest_sha256)
         rows = await asyncio.to_thread(_check_golden, base, directory)
@@ -153,6 +171,10 @@ class Verifier:
             num_answer_tokens=num_tokens,
             latency_s=round(time.monotonic() - started_at_s, 3),
         )
+
+
+def _attempt_of(job: Doc) -> tuple[str, int]:
+    return job["_id"], job["attempt"]
 
 
 def _check_golden(base: LoadedBase, directory: Path) -> list[dict[str, Any]]:

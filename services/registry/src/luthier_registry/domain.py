@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from luthier_common.contract.events import RunFinished
 from luthier_common.contract.ids import FILE_PREFIX, MODEL_PREFIX
+from luthier_common.kit.bases import version_of
 from luthier_common.kit.errors import LuthierError
 
 Doc = Mapping[str, Any]
@@ -102,9 +103,10 @@ def trace_of(job: Doc) -> str | None:
     return None if found is None else str(found)
 
 
-def lineage_of(job: Doc, base: Doc | None, finished: RunFinished, now: datetime) -> dict[str, Any]:
+def lineage_of(job: Doc, base: dict[str, Any] | None, finished: RunFinished, now: datetime) -> dict[str, Any]:
     """Where a model comes from. What is not known is None; texts are never part of it."""
     spec, datasets = job["spec"], job.get("datasets") or {}
+    pinned = version_of(base, job["base_digest"]) if base else None
     return {
         "job": job["_id"],
         "attempt": job["attempt"],
@@ -118,7 +120,7 @@ def lineage_of(job: Doc, base: Doc | None, finished: RunFinished, now: datetime)
         "base": {
             "name": base["_id"] if base else spec["model"],
             "digest": job["base_digest"],
-            "revision": base.get("revision") if base and base["digest"] == job["base_digest"] else None,
+            "revision": pinned.get("revision") if pinned else None,
         },
         "hyperparameters": job["resolved"],
         "seed": (job["resolved"] or {}).get("seed", spec["seed"]),

@@ -16,6 +16,8 @@ from luthier_registry.domain import RESULT_PURPOSE
 
 ACTOR = Actor(room="registry")
 _NO_OUTBOX = {"outbox": 0}
+_VERSION = ("digest", "key", "files", "context_length", "revision")
+"""What differs from one bundle of a base to the next."""
 
 
 class Store:
@@ -38,10 +40,15 @@ class Store:
         return await find_base(self.db, name)
 
     async def write_base(self, base: Doc) -> None:
-        """Put a base into the catalogue, or replace what stood there under its name."""
+        """Put a base into the catalogue; what stood there under its name is kept, for what is pinned to it."""
         fields = {name: {"$literal": value} for name, value in base.items() if name != "_id"}
         times = {"updated_at": "$$NOW", "created_at": {"$ifNull": ["$created_at", "$$NOW"]}}
-        await self.db["bases"].update_one({"_id": base["_id"]}, [{"$set": fields | times}], upsert=True)
+        entries = {"$concatArrays": [{"$ifNull": ["$former", []]}, [{name: f"${name}" for name in _VERSION}]]}
+        is_other = {"$and": [{"$gt": ["$$entry.digest", None]}, {"$ne": ["$$entry.digest", base["digest"]]}]}
+        former = {"$filter": {"input": entries, "as": "entry", "cond": is_other}}
+        await self.db["bases"].update_one(
+            {"_id": base["_id"]}, [{"$set": {**fields, **times, "former": former}}], upsert=True
+        )
 
     async def org_name(self, org: str) -> str:
         found = await self.db["orgs"].find_one({"_id": org}, {"name": 1})

@@ -12,6 +12,7 @@ from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import Advanced, Outcome, advance, create
 from luthier_common.journal.rows import EVENTS
 from luthier_common.kit import ledger
+from luthier_common.kit.bases import find_pinned
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import AFTER, Database, Doc
@@ -163,8 +164,8 @@ class Store:
         return await self.db["files"].find_one({"_id": file_id}, {"object_key": 1, "sha256": 1, "phase": 1})
 
     async def read_base(self, digest: str) -> Doc | None:
-        """The catalogue's bundle with this digest, whatever name it goes by now."""
-        return await self.db["bases"].find_one({"digest": digest})
+        """The catalogue's bundle with this digest, also when another one has taken its name since."""
+        return await find_pinned(self.db, digest)
 
     async def note_objects(self, key: str, sha256: str, num_bytes: int, claim: Claim, org: str, project: str) -> None:
         """The ledger's row for a prefix of this run."""

@@ -383,7 +383,7 @@ class ServingVerified(JobFact):
 
 
 class ServingSkipped(JobFact):
-    """No engine serves this base, so nothing was verified."""
+    """No engine serves this base, or none could try the model, so nothing was verified."""
 
     reason: str
 

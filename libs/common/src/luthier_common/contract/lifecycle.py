@@ -124,6 +124,7 @@ JOB = Lifecycle(
         Row(("staged",), f.ServingVerified, "verified", "inference"),
         Row(("staged",), f.ServingRefused, "failed", "inference"),
         Row(("staged",), f.ServingSkipped, "verified", "registry"),
+        Row(("staged",), f.ServingSkipped, "verified", "inference"),
         Row(("verified",), f.ModelRegistered, "succeeded", "registry"),
         Row(
             ("checking", "waiting", *HELD, "trained", "staged", "verified", "paused"),

@@ -34,6 +34,23 @@ async def find_base(db: Database, name: str) -> Doc | None:
     return await db[COLLECTION].find_one({"$or": [{"_id": name}, {"aliases": name}]})
 
 
+async def find_pinned(db: Database, digest: str) -> Doc | None:
+    """The catalogue entry as it was with this digest, whatever stands under its name now."""
+    base = await db[COLLECTION].find_one({"$or": [{"digest": digest}, {"former.digest": digest}]})
+    return None if base is None else version_of(base, digest)
+
+
+def version_of(base: Doc, digest: str | None) -> Doc | None:
+    """An entry as it was with this digest; None when it never had it.
+
+    A replaced bundle stays, under a name of its own: what was trained on it, or is being, means just that one.
+    """
+    if digest is None or digest == base["digest"]:
+        return base
+    former = next((one for one in base.get("former", ()) if one["digest"] == digest), None)
+    return former and {**base, **former, "_id": f"{base['_id']}@{digest[:12]}", "aliases": []}
+
+
 async def fetch_base(
     db: Database, objects: ObjectStore, name: str, cache_dir: Path, *, only: Some[str] | None = None
 ) -> Path:

@@ -97,16 +97,17 @@ class ModelService:
         if lender is not None and (served := await self._resolve_in(lender, name)) is not None:
             return served
         if (model := await self._repository.find_model_by_alias(name)) is not None:
-            return _served(name, model["base"], model["_id"], model["blob"])
+            return _served(name, model["base"], model["base_digest"], model["_id"], model["blob"])
         raise _no_model(name)
 
     @staticmethod
     async def _resolve_in(repository: Repository, name: str) -> Served | None:
         if (model := await repository.find_model(name)) is not None:
-            return _served(name, model["base"], model["_id"], model["blob"])
+            return _served(name, model["base"], model["base_digest"], model["_id"], model["blob"])
         if (found := await _find_checkpoint(repository, name)) is not None:
             job, row = found
-            return _served(name, job["spec"]["model"], checkpoint_id(row), row["body"]["data"]["blob"])
+            blob = row["body"]["data"]["blob"]
+            return _served(name, job["spec"]["model"], job["base_digest"], checkpoint_id(row), blob)
         return None
 
 
@@ -125,8 +126,13 @@ async def _find_checkpoint(repository: Repository, name: str) -> tuple[Doc, Doc]
     return job, row
 
 
-def _served(name: str, base: str, adapter_id: str, blob: Doc) -> Served:
-    adapter = {"model_id": adapter_id, "key": blob["key"], "manifest_sha256": blob["manifest_sha256"]}
+def _served(name: str, base: str, base_digest: str, adapter_id: str, blob: Doc) -> Served:
+    adapter = {
+        "model_id": adapter_id,
+        "key": blob["key"],
+        "manifest_sha256": blob["manifest_sha256"],
+        "base_digest": base_digest,
+    }
     return Served(name, base, adapter)
 
 

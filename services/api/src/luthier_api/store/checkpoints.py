@@ -11,7 +11,7 @@ from luthier_common.kit import ledger
 from luthier_common.kit.mongo import Doc
 
 SAVED = "CheckpointSaved"
-_JOB_FIELDS = dict.fromkeys(("org", "project", "created_at", "spec", "generation", "model_name"), 1)
+_JOB_FIELDS = dict.fromkeys(("org", "project", "created_at", "spec", "base_digest", "generation", "model_name"), 1)
 _ROW_FIELDS = dict.fromkeys(("thing", "seq", "generation", "at", "body"), 1)
 
 

@@ -19,7 +19,9 @@ from luthier_common.kit.mongo import Database, Doc
 
 FILE_FIELDS = dict.fromkeys(file_wire.FIELDS, 1)
 JOB_FIELDS = dict.fromkeys(job_wire.FIELDS, 1)
-MODEL_FIELDS = dict.fromkeys(("name", "org", "base", "job", "blob", "weights_files", "phase", "created_at"), 1)
+MODEL_FIELDS = dict.fromkeys(
+    ("name", "org", "base", "base_digest", "job", "blob", "weights_files", "phase", "created_at"), 1
+)
 VISIBLE = ("staged", "published")
 NOT_DELETED: Doc = {DELETED: None}
 
