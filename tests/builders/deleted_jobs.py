@@ -85,7 +85,14 @@ async def succeeded_job(api: Api, objects: ObjectStore, file_id: str) -> tuple[J
     await make_file(api, objects, metrics, f"org-default/proj-default/files/{metrics}", b"step\n1\n", story.id)
     await make_file(api, objects, f"{metrics}w0", permanent + "adapter_model.safetensors", b"weights", story.id)
     blob = f.Blob(key=permanent, manifest_sha256=sha256, bytes=10)
-    fields = {**OWNED, "name": name, "job": story.id, "base": TINY, "blob": blob.model_dump(mode="json")}
+    fields = {
+        **OWNED,
+        "name": name,
+        "job": story.id,
+        "base": TINY,
+        "base_digest": "0" * 64,
+        "blob": blob.model_dump(mode="json"),
+    }
     fields["weights_files"] = [{"id": f"{metrics}w0", "name": "adapter_model.safetensors"}]
     staged = f.ModelStaged(name=name, job_id=story.id, base=TINY, blob=blob)
     await create(api.db, staged, model_id, fields, actor=ACTOR)

@@ -13,7 +13,7 @@ from builders.lifecycle_model import ANY, Model, judge_cancel, judge_delete, jud
 from luthier_api.domain import Principal
 from luthier_api.errors import ApiError
 from luthier_api.services.jobs import JobService
-from luthier_api.services.waiting import Bases
+from luthier_api.services.waiting import Bases, Queue
 from luthier_api.settings import ApiSettings
 from luthier_api.store import Repository
 from luthier_common.contract import events as f
@@ -71,7 +71,7 @@ class Rooms:
     def __init__(self, db: Database, job_id: str, dice: random.Random) -> None:
         self.db, self.job_id, self.node, self.dice = db, job_id, f"node-{job_id}", dice
         self.seen: list[Doc] = []
-        self.api = JobService(Repository(db, PRINCIPAL, "req-test"), Bases(db), SETTINGS)
+        self.api = JobService(Repository(db, PRINCIPAL, "req-test"), Bases(db), Queue(), SETTINGS)
         self.validator = ValidatorStore(db, None)  # type: ignore[arg-type]
         self.scheduler = SchedulerStore(db)
         self.trainer = TrainerStore(db, self.node)

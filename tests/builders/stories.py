@@ -43,7 +43,14 @@ async def succeed(db: Database, story: JobStory, name: str) -> None:
     model_id = f"ftmodel-{story.id[6:]}"
     staged = f.ModelStaged(name=name, job_id=story.id, base="tiny-base", blob=make_blob())
     owned = {key: (await story.doc()).get(key) for key in (*OWNED, "end_user")}
-    fields = {**owned, "name": name, "job": story.id, "base": "tiny-base", "blob": make_blob().model_dump(mode="json")}
+    fields = {
+        **owned,
+        "name": name,
+        "job": story.id,
+        "base": "tiny-base",
+        "base_digest": "0" * 64,
+        "blob": make_blob().model_dump(mode="json"),
+    }
     await create(db, staged, model_id, fields, actor=ACTOR)
     await story.tell(f.ArtifactStaged(model_id=model_id, model_name=name, blob=make_blob()), op_id="staged")
     await story.tell(f.ServingSkipped(reason="test"), op_id="skipped")

@@ -133,7 +133,14 @@ async def _tell_success(api: Api, job_id: str) -> str:
     finished = f.RunFinished(step=6, artifact=make_blob(), trained_tokens=300, train_loss=0.5)
     await story.tell(finished, attempt=1, op_id="1/RunFinished")
     staged = f.ModelStaged(name=name, job_id=job_id, base=TINY, blob=kept)
-    fields = {"name": name, "job": job_id, "base": TINY, "blob": kept.model_dump(mode="json"), **owned}
+    fields = {
+        "name": name,
+        "job": job_id,
+        "base": TINY,
+        "base_digest": "0" * 64,
+        "blob": kept.model_dump(mode="json"),
+        **owned,
+    }
     await create(api.db, staged, model_id, fields, actor=ACTOR)
     named = {"model_id": model_id, "model_name": name}
     await story.tell(f.ArtifactStaged(blob=kept, **named), op_id="staged")

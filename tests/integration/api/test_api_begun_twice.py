@@ -6,6 +6,10 @@ import pytest
 
 from builders.jobs import JobStory
 from integration.api.conftest import Api
+from luthier_common.contract.envelope import Actor
+from luthier_common.contract.events import FileDeleted
+from luthier_common.contract.topics import Kind
+from luthier_common.journal.advance import advance
 
 PROJECTS = "/v1/organization/projects"
 CREATED: list[tuple[str, dict[str, Any], str]] = [
@@ -62,6 +66,23 @@ async def test_a_verb_that_was_done_is_no_error_the_second_time(api: Api) -> Non
     assert (first.status_code, first.json()["status"]) == (200, "paused"), first.text
     assert (again.status_code, again.json()["status"]) == (200, "paused"), again.text
     assert other.status_code == 409
+
+
+async def test_a_deletion_whose_answer_was_lost_has_deleted(api: Api) -> None:
+    """The client's own retry hears so, also where a crash came between the deletion and what follows from it."""
+    file = await api.sdk().files.create(file=("gone.jsonl", b"{}\n"), purpose="fine-tune")
+    row = await api.db["files"].find_one({"_id": file.id})
+    assert row is not None
+    await advance(api.db, Kind.FILE, file.id, FileDeleted(), actor=Actor(room="test"))
+    retried = {"x-stainless-retry-count": "1"}
+    async with api.http() as http, api.http(await api.new_key("admin", project="proj-other")) as foreign:
+        plain = await http.delete(f"/v1/files/{file.id}")
+        told = await http.delete(f"/v1/files/{file.id}", headers=retried)
+        strange = await foreign.delete(f"/v1/files/{file.id}", headers=retried)
+    assert (plain.status_code, strange.status_code) == (404, 404)
+    assert (told.status_code, told.json()) == (200, {"id": file.id, "object": "file", "deleted": True})
+    kept = await api.db["objects"].find_one({"_id": row["object_key"]})
+    assert kept is None or kept["references"] == []
 
 
 async def test_nothing_is_reserved_for_who_may_not_ask(api: Api) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 from typing import Any
 
+import openai
 import pytest
 
+from builders.engines import Engine, joined
 from builders.waiting import until
-from integration.api.conftest import Api
+from integration.api.conftest import TINY, Api
 
 FORM = '--XX\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 
@@ -34,8 +36,22 @@ async def test_an_upload_that_its_client_breaks_off_is_no_fault_of_the_server(ap
         return await api.db["audit_log"].find_one({"key": key.split("-")[2]})
 
     seen = await until(row)
-    assert (seen["operation"], seen["status"], seen["code"]) == ("create_file", 400, "invalid_request")
+    assert (seen["operation"], seen["status"], seen["code"]) == ("create_file", 499, "client_closed_request")
     assert "a request failed" not in (api.home / "log").read_text()
+
+
+async def test_a_keyed_question_whose_client_hung_up_is_asked_again(api: Api) -> None:
+    """The client waited too briefly; its repetition is not answered with that."""
+    engine, sdk = Engine("engine-slow-keyed", is_slow=True), api.sdk()
+    headers = {"Idempotency-Key": "hung up on an engine"}
+    async with joined(api.db, engine, TINY), asyncio.timeout(30):
+        with pytest.raises(openai.APITimeoutError):
+            await sdk.with_options(timeout=1.0).responses.create(model=TINY, input="hi", extra_headers=headers)
+        await engine.left.wait()
+        engine.is_slow = False
+        answer = await sdk.responses.create(model=TINY, input="hi", extra_headers=headers)
+    assert answer.output_text == "engine-slow-keyed"
+    assert len(engine.asked) == 2
 
 
 async def test_a_repetition_that_is_too_long_or_never_ends_is_cut_off(api: Api) -> None:

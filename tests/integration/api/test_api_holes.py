@@ -4,8 +4,10 @@ import asyncio
 from pathlib import Path
 
 import httpx2
+import openai
 import pytest
 
+from builders.jobs import JobStory
 from integration.api.conftest import MAX_QUEUED, TINY, Api
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
@@ -79,6 +81,24 @@ async def test_end_users_do_not_widen_the_limit_of_queued_jobs(api: Api) -> None
         refused = await http.post("/v1/fine_tuning/jobs", json=body, headers={"x-on-behalf-of": "bob"})
     await api.db["jobs"].delete_many(waiting)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_queued_jobs")
+
+
+async def test_paused_jobs_do_not_come_back_beyond_the_limit_of_queued_jobs(api: Api) -> None:
+    org, project = "org-paused", "proj-paused"
+    key = await api.new_key("admin", project=project, org=org)
+    sdk = api.sdk(key)
+    file = await sdk.files.create(file=("queue.jsonl", LINE * 20), purpose="fine-tune")
+    waiting = {"org": org, "project": project, "phase": "waiting"}
+    await api.db["jobs"].insert_many([{"_id": f"ftjob-back{number}", **waiting} for number in range(1, MAX_QUEUED)])
+    job = await sdk.fine_tuning.jobs.create(model=TINY, training_file=file.id)
+    await JobStory(api.db, job.id).accepted()
+    await sdk.fine_tuning.jobs.pause(job.id)
+    await api.db["jobs"].insert_one({"_id": "ftjob-back0", **waiting})
+    with pytest.raises(openai.RateLimitError) as caught:
+        await sdk.fine_tuning.jobs.resume(job.id)
+    assert caught.value.code == "too_many_queued_jobs"
+    await api.db["jobs"].delete_many(waiting)
+    assert (await sdk.fine_tuning.jobs.resume(job.id)).status == "queued"
 
 
 async def test_a_filter_by_more_pairs_than_a_job_can_have_is_refused(api: Api) -> None:

@@ -182,7 +182,6 @@ async def test_no_list_scans_a_collection_or_sorts_in_memory(api: Api, key: str)
         ("metadata=foo", "metadata"),
         ("metadata[k=v", "metadata[k"),
         ("metadata[]=v", "metadata[]"),
-        ("metadata[k]=a&metadata[k]=b", "metadata[k]"),
     ],
 )
 async def test_a_filter_that_cannot_be_read_is_refused(api: Api, query: str, param: str) -> None:
@@ -199,3 +198,23 @@ async def test_a_parameter_that_the_route_does_not_read_is_refused(api: Api, nam
             refused = await http.get(path, params={name: "x"})
             error = refused.json()["error"]
             assert (refused.status_code, error["code"], error["param"]) == (400, "unknown_parameter", name)
+
+
+@pytest.mark.parametrize("query", ["status=queued&status=running", "limit=1&limit=2", "metadata[k]=a&metadata[k]=b"])
+async def test_a_filter_that_is_given_twice_with_different_values_is_refused(api: Api, query: str) -> None:
+    async with api.http() as http:
+        refused = await http.get(f"/v1/fine_tuning/jobs?{query}")
+        same = await http.get("/v1/fine_tuning/jobs?limit=2&limit=2")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (
+        *(400, "conflicting_parameters"),
+        query.partition("=")[0],
+    )
+    assert same.status_code == 200
+
+
+async def test_a_switch_that_is_neither_true_nor_false_is_refused(api: Api) -> None:
+    async with api.http() as http:
+        refused = await http.get("/v1/fine_tuning/jobs", headers={"x-luthier-strict": "1"})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", "x-luthier-strict")

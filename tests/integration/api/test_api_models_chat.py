@@ -21,6 +21,8 @@ from luthier_common.journal.advance import advance, create
 from luthier_common.kit import ledger
 
 ACTOR = Actor(room="test")
+HI = {"role": "user", "content": "hi"}
+CACHED = {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]}
 
 
 async def _staged_model(api: Api, name: str, **more: Any) -> tuple[JobStory, str]:
@@ -30,7 +32,14 @@ async def _staged_model(api: Api, name: str, **more: Any) -> tuple[JobStory, str
     finished = f.RunFinished(step=6, artifact=make_blob(), trained_tokens=300, train_loss=0.5)
     await story.tell(finished, attempt=1, op_id="1/RunFinished")
     model_id = f"ftmodel-{story.id[6:]}"
-    fields = {**OWNED, "name": name, "job": story.id, "base": TINY, "blob": make_blob().model_dump(mode="json")}
+    fields = {
+        **OWNED,
+        "name": name,
+        "job": story.id,
+        "base": TINY,
+        "base_digest": "0" * 64,
+        "blob": make_blob().model_dump(mode="json"),
+    }
     fields |= more
     await create(
         api.db, f.ModelStaged(name=name, job_id=story.id, base=TINY, blob=make_blob()), model_id, fields, actor=ACTOR
@@ -154,7 +163,12 @@ async def test_chat_goes_to_an_engine_with_its_adapter_and_on_to_the_next_when_t
         assert len(answers) == 1
         asked = (one.asked or two.asked)[0]
         blob = make_blob()
-        assert asked["adapter"] == {"model_id": model_id, "key": blob.key, "manifest_sha256": blob.manifest_sha256}
+        assert asked["adapter"] == {
+            "model_id": model_id,
+            "key": blob.key,
+            "manifest_sha256": blob.manifest_sha256,
+            "base_digest": "0" * 64,
+        }
         assert (asked["base"], asked["project"], asked["model"]) == (TINY, "proj-default", name)
         assert "user" not in asked
         first, second = (one, two) if one.asked else (two, one)
@@ -168,7 +182,7 @@ async def test_chat_goes_to_an_engine_with_its_adapter_and_on_to_the_next_when_t
         first.status = 400
         with pytest.raises(openai.BadRequestError) as caught:
             await sdk.chat.completions.create(model=name, messages=messages)
-        assert (caught.value.code, caught.value.param) == ("bad_messages", "messages")
+        assert (caught.value.code, caught.value.param) == ("invalid_value", "messages")
 
 
 async def test_a_client_that_leaves_ends_the_engines_work(api: Api) -> None:
@@ -206,13 +220,32 @@ async def test_a_streamed_chat_ends_with_its_usage_where_asked(api: Api) -> None
             model=TINY,
             messages=[{"role": "user", "content": "hi"}],
             stream=True,
-            stream_options={"include_usage": True},
+            stream_options={"include_usage": True, "include_obfuscation": False},
         )
         assert stream.response.headers["content-type"].startswith("text/event-stream")
         chunks = [chunk async for chunk in stream]
     assert [choice.delta.content for chunk in chunks for choice in chunk.choices] == ["a", "b"]
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 2
+
+
+async def test_an_answer_may_be_sent_back_as_it_came(api: Api) -> None:
+    """Its empty fields ask for nothing."""
+    engine, sdk = Engine("engine-back"), api.sdk()
+    async with joined(api.db, engine, TINY):
+        said = (await sdk.chat.completions.create(model=TINY, messages=[HI])).choices[0].message
+        messages: Any = [HI, said.model_dump() | {"annotations": []}, HI]
+        await sdk.chat.completions.create(model=TINY, messages=messages)
+    assert len(engine.asked[1]["messages"]) == 3
+
+
+async def test_an_engine_that_fails_within_a_streamed_answer_is_told_by_a_code_of_the_list(api: Api) -> None:
+    engine = Engine("engine-broken", pieces=("a", "b"), breaks_off=True)
+    async with joined(api.db, engine, TINY):
+        stream = await api.sdk().chat.completions.create(model=TINY, messages=[HI], stream=True)
+        with pytest.raises(openai.APIError) as caught:
+            [chunk async for chunk in stream]
+    assert caught.value.code == "engine_unavailable"
 
 
 async def test_the_mka1_client_chats_whole_and_streamed(api: Api) -> None:
@@ -248,6 +281,15 @@ async def test_the_mka1_client_chats_whole_and_streamed(api: Api) -> None:
         ({"adapter": {"key": "x"}}, 400, "adapter", "unknown_parameter"),
         ({"base": "x"}, 400, "base", "unknown_parameter"),
         ({"messages": "hi"}, 400, "messages", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{**HI, "name": "ann"}]}, 400, "messages[0].name", "unsupported_parameter"),
+        ({"messages": [HI, {**HI, "audio": {"id": "x"}}]}, 400, "messages[1].audio", "unsupported_parameter"),
+        ({"messages": [CACHED]}, 400, "messages[0].content[0].cache_control", "unsupported_parameter"),
+        ({"seed": True}, 400, "seed", "invalid_value"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            *(400, "stream_options.include_obfuscation", "unsupported_parameter"),
+        ),
         ({"stream": "yes"}, 400, "stream", "invalid_value"),
     ],
 )

@@ -97,6 +97,7 @@ async def test_a_checkpoint_answers_as_a_model_whatever_becomes_of_its_job(api: 
         "model_id": saved.checkpoint.id,
         "key": saved.blob.key,
         "manifest_sha256": saved.blob.manifest_sha256,
+        "base_digest": (await saved.story.doc())["base_digest"],
     }
     async with joined(api.db, engine, TINY):
         await sdk.chat.completions.create(model=saved.name, messages=ASKED)
@@ -114,8 +115,11 @@ async def test_a_checkpoint_answers_as_a_model_whatever_becomes_of_its_job(api: 
     await _refused(answer, openai.NotFoundError, "model_not_found")
 
 
-async def test_a_checkpoint_whose_bytes_are_gone_says_so(api: Api, save: Save) -> None:
+async def test_a_checkpoint_whose_bytes_are_gone_says_so_and_may_be_taken_back(api: Api, save: Save) -> None:
     saved, sdk = await save(), api.sdk()
+    permissions = sdk.fine_tuning.checkpoints.permissions
+    project = await _project(api, "proj-borrowed")
+    lent = (await permissions.create(saved.name, project_ids=[project])).data[0]
     await ledger.release(api.db, f"job/{saved.story.id}")
     await _refused(sdk.models.retrieve(saved.name), openai.NotFoundError, "checkpoint_gone")
     answer = sdk.chat.completions.create(model=saved.name, messages=ASKED)
@@ -127,6 +131,11 @@ async def test_a_checkpoint_whose_bytes_are_gone_says_so(api: Api, save: Save) -
     assert saved.checkpoint.model_extra is not None
     gone = sdk.files.content(saved.checkpoint.model_extra["result_files"][0])
     await _refused(gone, openai.NotFoundError, "not_found")
+    again = permissions.create(saved.name, project_ids=[project])
+    await _refused(again, openai.NotFoundError, "checkpoint_gone")
+    assert [one.id async for one in permissions.list(saved.name)] == [lent.id]
+    assert (await permissions.delete(lent.id, fine_tuned_model_checkpoint=saved.name)).deleted
+    assert [one.id async for one in permissions.list(saved.name)] == []
 
 
 async def test_the_weights_of_a_checkpoint_are_files(api: Api, save: Save) -> None:

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from integration.inference.conftest import TOKEN, RunningNode
 from luthier_api.dialects.openai.response_body import CreateResponse, wanted_response
 from luthier_api.domain import Principal, View
-from luthier_api.errors import PassedOnError
+from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.engines import Engines
 from luthier_api.services.models import ModelService
 from luthier_api.services.responses import Again, ResponseService, WantedResponse
@@ -47,7 +47,7 @@ async def test_whole_and_streamed_answers_agree_and_a_conversation_grows(db: Dat
         grown = await service.create(_wanted("And now?", whole["_id"]))
         assert grown["usage"]["input_tokens"] > usage["input_tokens"]
         long = _wanted("parcel " * 5000, whole["_id"])
-        with pytest.raises(PassedOnError) as caught:
+        with pytest.raises(ApiError) as caught:
             await service.create(long)
         assert caught.value.body()["error"]["param"] == "input"
-        assert caught.value.code == "context_length_exceeded"
+        assert caught.value.error is ErrorCode.CONTEXT_LENGTH_EXCEEDED

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, PassedOnError
+from luthier_api.errors import NO_RETRY, ApiError, ErrorCode
 from luthier_api.idempotency import (
     FormFingerprint,
     Retry,
@@ -107,7 +107,6 @@ def test_every_409_tells_clients_not_to_repeat_it() -> None:
     assert conflicts
     for error in conflicts:
         assert ApiError(error, "x").headers == NO_RETRY
-    assert PassedOnError(409, {"message": "x"}).headers == NO_RETRY
     assert ApiError(ErrorCode.TOO_LARGE, "x").headers == {}
 
 

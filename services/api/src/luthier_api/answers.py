@@ -23,7 +23,7 @@ async def while_connected(request: AnyRequest, work: Coroutine[Any, Any, _T]) ->
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(ErrorCode.INVALID_REQUEST, "The client hung up.")
+            raise ApiError(ErrorCode.CLIENT_GONE, "The client hung up.")
         return task.result()
     finally:
         task.cancel()

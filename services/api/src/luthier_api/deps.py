@@ -6,9 +6,10 @@ from typing import Any
 
 from litestar import Request
 
-from luthier_api.around.idempotency import CORE, DONE_BEFORE, REPEAT
+from luthier_api.around.idempotency import CORE, DONE_BEFORE, REPEAT, RETRY
 from luthier_api.around.process import Around
 from luthier_api.domain import DialectName, Principal, Scope, View
+from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.idempotency import Ids, read_patience, read_retry
 from luthier_api.keys import KeyRing
 from luthier_api.middleware import key_of, request_id_of
@@ -26,6 +27,7 @@ from luthier_api.services.responses import Again, ResponseService
 from luthier_api.services.tenancy import TenancyService
 from luthier_api.services.uploads import UploadService
 from luthier_api.services.validation import ValidationService
+from luthier_api.services.waiting import Queue
 from luthier_api.settings import ApiSettings
 from luthier_api.store import PlatformStore, Repository
 from luthier_api.store.audit import AuditReader
@@ -87,7 +89,16 @@ class Services:
     def view(self) -> View:
         dialect: DialectName = self._request.route_handler.opt.get(DIALECT, "openai")
         asked = self._request.headers.get(STRICT_HEADER)
+        if asked is not None and asked.lower() not in ("true", "false"):
+            raise ApiError(ErrorCode.INVALID_VALUE, "It must be true or false.", param=STRICT_HEADER)
         return View(dialect, is_strict=self._request.user.is_strict if asked is None else asked.lower() == "true")
+
+    @cached_property
+    def is_retry(self) -> bool:
+        """Whether this request was sent before: its Idempotency-Key is known, or the client's own library says so."""
+        if self._request.scope["state"].get(RETRY):
+            return True
+        return self._request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
 
     @cached_property
     def _repository(self) -> Repository:
@@ -115,13 +126,15 @@ class Services:
 
     @cached_property
     def jobs(self) -> JobService:
-        return JobService(self._repository, self._process.around.bases, self._process.settings)
+        return JobService(self._repository, self._process.around.bases, self._queue, self._process.settings)
 
     @cached_property
     def creation(self) -> JobCreation:
-        return JobCreation(
-            self._repository, self.jobs, self._process.around.room, self._process.settings.max_queued_jobs
-        )
+        return JobCreation(self._repository, self.jobs, self._queue, self._process.settings.max_queued_jobs)
+
+    @cached_property
+    def _queue(self) -> Queue:
+        return self._process.around.room.queue(self._request.user)
 
     @cached_property
     def deletion(self) -> JobDeletion:

@@ -1,5 +1,6 @@
 """Every error that the API answers with: one table of stable codes, one exception that carries a row of it."""
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -54,6 +55,12 @@ class ErrorCode(Enum):
     FILE_NOT_FOUND = "file_not_found", 400, "invalid_request_error", "A file that the request names does not exist."
     INVALID_PURPOSE = "invalid_file_purpose", 400, "invalid_request_error", "The file was uploaded for another purpose."
     BASE_NOT_FOUND = "model_not_found", 400, "invalid_request_error", "The model does not exist, or not for this use."
+    CONTEXT_LENGTH_EXCEEDED = (
+        "context_length_exceeded",
+        400,
+        "invalid_request_error",
+        "The input leaves the model no room to answer: it holds more tokens than the model can see.",
+    )
     PREVIOUS_RESPONSE_NOT_FOUND = (
         "previous_response_not_found",
         400,
@@ -141,6 +148,12 @@ class ErrorCode(Enum):
         "A grader of the project runs, or too many of others wait; come again when it has ended.",
     )
     TOO_MANY_STREAMS = "too_many_streams", 429, "rate_limit_error", "The API key follows as many jobs as it may."
+    CLIENT_GONE = (
+        "client_closed_request",
+        499,
+        "invalid_request_error",
+        "The client hung up before its answer: only the audit log shows it.",
+    )
     INTERNAL = "internal_error", 500, "server_error", "A fault of the platform; the logs hold it under the request id."
     UNAVAILABLE = "unavailable", 503, "server_error", "A server that the API needs did not answer; try again."
     STORAGE_FULL = "storage_full", 503, "server_error", "The disk for files is full; the operator must make room."
@@ -169,34 +182,26 @@ class ApiError(LuthierError):
     def status(self) -> int:
         return self.error.status
 
+    def naming(self, params: Mapping[str, str]) -> "ApiError":
+        """The same error, with the parameter under the name that the client used."""
+        param = None if self.param is None else params.get(self.param, self.param)
+        return ApiError(self.error, self.message, param=param, headers=self.headers)
+
     def body(self) -> dict[str, Any]:
         return error_body(self.message, self.error.type, self.param, self.error.code)
 
 
-class PassedOnError(LuthierError):
-    """An error of an engine that is the client's business: passed on as it came."""
+_INDEX = re.compile(r"\.(\d+)(?=\.|$)")
 
-    def __init__(self, status: int, error: Mapping[str, Any]) -> None:
-        super().__init__(str(error.get("message")))
-        self.status = status
-        self.headers = dict(RETRY_HEADERS.get(status, {}))
-        self.code = str(error.get("code"))
-        self._error = error
 
-    def naming(self, params: Mapping[str, str]) -> "PassedOnError":
-        """The same error, with the parameter under the name that the client used."""
-        param = self._error.get("param")
-        return PassedOnError(self.status, {**self._error, "param": params.get(str(param), param)})
-
-    def body(self) -> dict[str, Any]:
-        error = self._error
-        kind = str(error.get("type") or "invalid_request_error")
-        return error_body(str(error.get("message") or ""), kind, error.get("param"), error.get("code"))
+def param_of(path: str) -> str:
+    """A parameter's path as clients write it: `messages[0].content`."""
+    return _INDEX.sub(r"[\1]", path)
 
 
 def status_of(error: Exception) -> int:
     """The status of the answer that an error becomes."""
-    if isinstance(error, ApiError | PassedOnError):
+    if isinstance(error, ApiError):
         return error.status
     return ErrorCode.UNAVAILABLE.status if isinstance(error, OUTAGES) else ErrorCode.INTERNAL.status
 

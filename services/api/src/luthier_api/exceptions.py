@@ -10,7 +10,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import ExceptionHandlersMap
 
 from luthier_api.around.idempotency import is_gone
-from luthier_api.errors import ApiError, ErrorCode, PassedOnError
+from luthier_api.errors import ApiError, ErrorCode, param_of
 from luthier_api.middleware import request_id_of
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.mongo import DRIVER_ERRORS
@@ -27,7 +27,6 @@ _BY_STATUS = {
 _REQUIRED = ("Field required", "Missing required")
 _BODY = "data"
 """What handlers call the body."""
-_INDEX = re.compile(r"\.(\d+)(?=\.|$)")
 _NO_OBJECT = re.compile(r"Input should be a valid dictionary( or instance of \w+)?|Expected `object`, got `\w+`|'data'")
 _UNKNOWN = "Extra inputs are not permitted"
 MAX_PARAM = 200
@@ -36,7 +35,6 @@ MAX_PARAM = 200
 def handlers() -> ExceptionHandlersMap:
     mapped: ExceptionHandlersMap = {
         ApiError: _known,
-        PassedOnError: _known,
         ValidationException: _invalid,
         HTTPException: _http,
         RecursionError: _not_json,
@@ -49,7 +47,7 @@ def handlers() -> ExceptionHandlersMap:
     return mapped
 
 
-def _known(request: AnyRequest, error: ApiError | PassedOnError) -> Response[Any]:
+def _known(request: AnyRequest, error: ApiError) -> Response[Any]:
     """The envelope, with the request's id beside the four keys that clients know."""
     body = error.body()
     request.scope["state"]["error_code"] = body["error"]["code"]
@@ -65,7 +63,7 @@ def invalid(error: ValidationException) -> ApiError:
     """The first finding, naming the parameter by its path."""
     extra: Any = error.extra or []
     first = extra[0] if isinstance(extra, list) and extra else {}
-    param = _INDEX.sub(r"[\1]", str(first.get("key") or ""))[:MAX_PARAM] or None
+    param = param_of(str(first.get("key") or ""))[:MAX_PARAM] or None
     message = str(first.get("message") or error.detail).removeprefix("Value error, ")
     if _NO_OBJECT.fullmatch(message):
         param, message = (None if param == _BODY else param), "must be an object"
@@ -80,7 +78,7 @@ def invalid(error: ValidationException) -> ApiError:
 def _http(request: AnyRequest, error: HTTPException) -> Response[Any]:
     if error.status_code >= 500 and is_gone(request.receive):
         log.info("a client hung up", extra={"request_id": request_id_of(request.scope)})
-        return _known(request, ApiError(ErrorCode.INVALID_REQUEST, "The client hung up."))
+        return _known(request, ApiError(ErrorCode.CLIENT_GONE, "The client hung up."))
     if error.status_code >= 500:
         return _internal(request, error)
     known = _BY_STATUS.get(error.status_code)

@@ -21,7 +21,7 @@ MAX_KEY = 255
 MAX_KEPT_BYTES = 64 * 1024
 MAX_PARTS = 16
 """No form that the API takes has more; one that does is not remembered part by part."""
-NOT_FINAL = frozenset({401, 403, 408, 409, 425, 429})
+NOT_FINAL = frozenset({401, 403, 408, 409, 425, 429, 499})
 """Refusals that may be otherwise a moment later; nothing was done, so the repetition is tried anew."""
 SECRET_MARK = b"sk-lut-"
 JSON_TYPE = b"application/json"

@@ -178,13 +178,18 @@ def check_scope(principal: Principal, handler: BaseRouteHandler) -> None:
 def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Refuse a query parameter that the route does not read: a filter that is ignored answers another question."""
     parameters = handler.parsed_fn_signature.parameters.items()
-    known = {name for name, field in parameters if isinstance(field.kwarg_definition, QueryParameter)}
+    known = {name: field for name, field in parameters if isinstance(field.kwarg_definition, QueryParameter)}
+    given: dict[str, str] = {}
     for name, value in connection.query_params.multi_items():
         if name == "api-version" and value in handler.opt.get(API_VERSIONS, ()):
             continue
         if name not in known and not (handler.opt.get(FILTERS) and name.partition("[")[0] == "metadata"):
             message = f"Unrecognized query parameter: {name[:100]}"
             raise ApiError(ErrorCode.UNKNOWN_PARAMETER, message, param=name[:100])
+        is_list = name in known and known[name].is_non_string_collection
+        if given.setdefault(name, value) != value and not is_list:
+            message = f"The query parameter {name[:100]} is given twice with different values."
+            raise ApiError(ErrorCode.CONFLICTING_PARAMETERS, message, param=name[:100])
 
 
 def headers_of(scope: Scope, name: bytes) -> set[bytes]:

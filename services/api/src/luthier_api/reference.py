@@ -29,7 +29,7 @@ Every error has one shape, in every dialect:
 ```
 
 `code` is stable and is what programs should look at; `message` may change. `request_id` is also the header
-`x-request-id`; the logs hold it. An engine may answer a chat or a response with codes of its own in the same shape.
+`x-request-id`; the logs hold it.
 Answers with status 429 and 503 carry `retry-after`; what must not be tried again carries `x-should-retry: false`.
 
 ## Of a request

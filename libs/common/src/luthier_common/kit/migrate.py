@@ -123,6 +123,9 @@ async def migrate(db: Database) -> int:
         await db[collection].create_indexes(indexes)
         await failpoint("migrate.mid_indexes")
     await db["jobs"].create_indexes(JOB_LISTS)
+    owner = [("org", ASCENDING), ("project", ASCENDING)]
+    await db["files"].create_index([*owner, ("filename", ASCENDING), ("_id", DESCENDING)], name="by_filename")
+    await db["files"].create_index([*owner, ("sha256", ASCENDING), ("_id", DESCENDING)], name="by_sha256")
     await db["files"].create_index(
         [("expires_at", ASCENDING)], name="by_expiry", partialFilterExpression={"expires_at": {"$type": "date"}}
     )

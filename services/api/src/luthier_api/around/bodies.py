@@ -72,7 +72,7 @@ async def read_body(scope: Scope, receive: Receive) -> Body:
     while not is_complete:
         message = await receive()
         if message["type"] != "http.request":
-            raise ApiError(ErrorCode.INVALID_REQUEST, "The client hung up.")
+            raise ApiError(ErrorCode.CLIENT_GONE, "The client hung up.")
         body += message["body"]
         is_complete = not message["more_body"]
         if len(body) > MAX_BUFFERED_BYTES:

@@ -5,10 +5,9 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.services.jobs import JobService, WantedJob, no_file
 from luthier_api.services.repeats import Repeat
-from luthier_api.services.waiting import WaitingRoom
+from luthier_api.services.waiting import Queue
 from luthier_api.store import Repository
 from luthier_common.contract.events import JobCreated
 from luthier_common.contract.ids import JOB_PREFIX, model_id_of, model_name
@@ -17,8 +16,6 @@ from luthier_common.kit import ledger
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.telemetry import current_traceparent
-
-RETRY_AFTER_S = 30
 
 
 @dataclass(frozen=True)
@@ -32,10 +29,10 @@ class Sent:
 class JobCreation:
     """Makes jobs of one principal, for one request."""
 
-    def __init__(self, repository: Repository, jobs: JobService, room: WaitingRoom, max_queued_jobs: int) -> None:
+    def __init__(self, repository: Repository, jobs: JobService, queue: Queue, max_queued_jobs: int) -> None:
         self._repository = repository
         self._jobs = jobs
-        self._queue = room.queue(repository.principal)
+        self._queue = queue
         self._is_let_in = False
         self._max_queued_jobs = max_queued_jobs
 
@@ -104,10 +101,8 @@ class JobCreation:
     async def _hold(self, wanted: WantedJob, core: str) -> dict[str, Doc]:
         """The files, referred to: nothing that a job names is deleted while the job may need it."""
         files = await self._jobs.find_files(wanted)
-        self._is_let_in = await self._queue.let_in(self._repository, self._max_queued_jobs)
-        if not self._is_let_in:
-            message = f"{self._max_queued_jobs} jobs of this project wait already."
-            raise ApiError(ErrorCode.TOO_MANY_QUEUED_JOBS, message, headers={"retry-after": str(RETRY_AFTER_S)})
+        await self._queue.take_place(self._repository, self._max_queued_jobs)
+        self._is_let_in = True
         await self._refer(files, core)
         return files
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any
 
-from luthier_api.errors import ApiError, ErrorCode, PassedOnError
+from luthier_api.errors import ApiError, ErrorCode, param_of
 from luthier_api.services.models import Served
 from luthier_api.store import PlatformStore
 from luthier_api.turns import Turns
@@ -22,6 +22,16 @@ from luthier_common.kit.generation import (
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
+_CODES = {
+    "context_length_exceeded": ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+    "unsupported_parameter": ErrorCode.UNSUPPORTED_PARAMETER,
+    "model_not_found": ErrorCode.MODEL_NOT_FOUND,
+    "base_missing": ErrorCode.MODEL_NOT_FOUND,
+    "model_files_missing": ErrorCode.MODEL_FILES_MISSING,
+    "bad_bundle": ErrorCode.INTERNAL,
+}
+"""Of an engine's refusals; all others are about a value of the request."""
+_FAILED = b'data: {"error":'
 BROKE_OFF = "The engine broke off; the answer is not complete."
 
 
@@ -100,9 +110,14 @@ async def _closing(stack: AsyncExitStack, chunks: AsyncIterator[bytes]) -> Async
     """A client that leaves ends the engine's work too: even before the first piece, which is empty for that."""
     async with stack:
         yield b""
+        rest = b""
         try:
             async for chunk in chunks:
-                yield chunk
+                *events, rest = (rest + chunk).split(b"\n\n")
+                for event in events:
+                    if event.startswith(_FAILED):
+                        raise EngineAwayError("it failed within the answer")
+                    yield event + b"\n\n"
         except EngineAwayError as error:
             log.warning("an answer broke off: %s", error)
             broken = ApiError(ErrorCode.ENGINE_UNAVAILABLE, BROKE_OFF)
@@ -123,10 +138,15 @@ def _pass_over(served: Served, address: str, error: EngineAwayError) -> None:
     log.info("an engine is passed over: %s", error, extra={"address": address})
 
 
-def _passed_on(error: EngineRefusedError) -> Exception:
-    if error.status >= 500 or error.status == 401:
-        return ApiError(ErrorCode.INTERNAL, "The engine could not answer this request.")
-    return PassedOnError(error.status, error.error)
+def _passed_on(error: EngineRefusedError) -> ApiError:
+    """What an engine refuses, by a code of this API: its own codes tell more than clients are to rely on."""
+    is_ours = error.status >= 500 or error.status == 401
+    code = ErrorCode.INTERNAL if is_ours else _CODES.get(str(error.error.get("code")), ErrorCode.INVALID_VALUE)
+    if code is ErrorCode.INTERNAL:
+        log.error("an engine refuses: %s", error.error.get("code"))
+        return ApiError(code, "The engine could not answer this request.")
+    param = error.error.get("param")
+    return ApiError(code, str(error.error.get("message") or ""), param=param_of(str(param)) if param else None)
 
 
 def _no_engine(served: Served) -> ApiError:

@@ -69,8 +69,11 @@ class FileService:
             raise not_found("File object", file_id)
         return file, self._objects.get(file["object_key"])
 
-    async def delete(self, file_id: str) -> str:
+    async def delete(self, file_id: str, *, is_retry: bool = False) -> str:
         """The file is gone for users at once; its bytes stay while a job refers to them."""
+        if is_retry and (gone := await self._repository.find_deleted_file(canonical_id(file_id))) is not None:
+            await release_bytes(self._db, gone)
+            return gone
         file = await self.get(file_id)
         deleted = await self._repository.advance(FileDeleted(), file["_id"], also=END_OF_FILE)
         if deleted.outcome is Outcome.ILLEGAL:

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from luthier_api.domain import Page
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode, not_found
 from luthier_api.idempotency import DAY_S
-from luthier_api.services.waiting import Bases
+from luthier_api.services.waiting import Bases, Queue
 from luthier_api.settings import ApiSettings
 from luthier_api.store import Repository
 from luthier_api.store.deletion import END_OF_JOB
@@ -46,9 +46,10 @@ class WantedJob:
 class JobService:
     """Jobs of one principal, for one request."""
 
-    def __init__(self, repository: Repository, bases: Bases, settings: ApiSettings) -> None:
+    def __init__(self, repository: Repository, bases: Bases, queue: Queue, settings: ApiSettings) -> None:
         self._repository = repository
         self._bases = bases
+        self._queue = queue
         self._settings = settings
 
     async def get(self, job_id: str) -> Doc:
@@ -80,7 +81,15 @@ class JobService:
         return await self._move(job_id, "pause", lambda phase: _pause(phase, is_retry))
 
     async def resume(self, job_id: str, *, is_retry: bool = False) -> Doc:
-        return await self._move(job_id, "resume", lambda phase: _resume(phase, is_retry))
+        """It waits again, so it needs room among the waiting jobs as a new one does."""
+        is_paused = (await self.get(job_id))["phase"] == "paused"
+        if is_paused:
+            await self._queue.take_place(self._repository, self._settings.max_queued_jobs)
+        try:
+            return await self._move(job_id, "resume", lambda phase: _resume(phase, is_retry))
+        finally:
+            if is_paused:
+                self._queue.made()
 
     async def delete(self, job_id: str, *, is_retry: bool = False) -> Doc:
         """Gone for every reader, where it has ended; what is left of it. Its bytes are still to be let go."""

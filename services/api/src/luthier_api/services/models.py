@@ -61,14 +61,26 @@ class ModelService:
             return tuned_object(model, view)
         raise _no_model(name)
 
-    async def check_own(self, name: str) -> None:
-        """ApiError unless this is a tuned model or a checkpoint of this project."""
-        if await self._resolve_in(self._repository, name) is None:
+    async def check_own(self, name: str, *, may_be_gone: bool = False) -> None:
+        """ApiError unless this is a tuned model or a checkpoint of this project.
+
+        `may_be_gone`: it may also be a checkpoint whose bytes are not stored any more.
+        """
+        try:
+            found = await self._resolve_in(self._repository, name)
+        except ApiError as error:
+            if may_be_gone and error.error is ErrorCode.CHECKPOINT_GONE:
+                return
+            raise
+        if found is None:
             raise _no_model(name)
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, *, is_retry: bool = False) -> None:
         """The name stops answering at once; the bytes go when nothing refers to them."""
         model = await self._repository.find_model(name)
+        if model is None and is_retry and (gone := await self._repository.find_deleted_model(name)) is not None:
+            await self._let_go(gone, name)
+            return
         if model is None:
             if await find_base(self._db, name) is not None:
                 raise ApiError(ErrorCode.BASE_NOT_DELETABLE, "Base models cannot be deleted.", param="model")
@@ -84,7 +96,10 @@ class ModelService:
         if deleted.outcome is Outcome.ILLEGAL:
             raise _no_model(name)
         await failpoint("models.before_release")
-        await ledger.release(self._db, f"model/{model['_id']}")
+        await self._let_go(model["_id"], name)
+
+    async def _let_go(self, model_id: str, name: str) -> None:
+        await ledger.release(self._db, f"model/{model_id}")
         await permissions.revoke_all(self._repository, name)
 
     async def resolve(self, name: str) -> Served:

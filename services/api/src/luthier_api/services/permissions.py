@@ -39,10 +39,10 @@ class PermissionService:
 
     async def list(self, name: str, page: Page, project: str | None) -> list[Doc]:
         """One more than the page holds, if there are more."""
-        await self._models.check_own(name)
+        await self._models.check_own(name, may_be_gone=True)
         return await store.list_granted(self._repository, name, page.after_a(PREFIX), project)
 
     async def delete(self, name: str, permission_id: str) -> None:
-        await self._models.check_own(name)
+        await self._models.check_own(name, may_be_gone=True)
         if not await store.revoke(self._repository, name, permission_id):
             raise not_found("checkpoint permission", permission_id)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Never, TypeVar
 
 from luthier_api.domain import Page, View
-from luthier_api.errors import ApiError, ErrorCode, PassedOnError, bad_cursor, not_found
+from luthier_api.errors import ApiError, ErrorCode, bad_cursor, not_found
 from luthier_api.idempotency import not_kept
 from luthier_api.services.engines import BROKE_OFF, Engines
 from luthier_api.services.models import ModelService, Served
@@ -24,7 +24,6 @@ from luthier_common.kit.mongo import DRIVER_ERRORS, Doc
 log = logging.getLogger(__name__)
 PREFIX = "resp_"
 MESSAGE_PREFIX = "msg_"
-TOO_LONG = "context_length_exceeded"
 AUTO = "auto"
 AWAY: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
 _TURNS = ("user", "assistant")
@@ -222,9 +221,9 @@ async def _fitting(work: _Work, ask: Callable[[Served, dict[str, Any]], Awaitabl
         messages = without_oldest(work.messages, num_dropped)
         try:
             return await ask(work.served, {**work.body, "messages": messages})
-        except PassedOnError as error:
+        except ApiError as error:
             is_fitted = work.response["asked"]["truncation"] != AUTO or num_dropped >= num_turns - 1
-            if error.code != TOO_LONG or is_fitted:
+            if error.error is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or is_fitted:
                 raise error.naming(_PARAMS) from error
         num_dropped = min(max(1, 2 * num_dropped), num_turns - 1)
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 from luthier_api.domain import Principal
+from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.store import Repository
 from luthier_common.kit.bases import find_base
 from luthier_common.kit.mongo import Database, Doc
@@ -11,6 +12,7 @@ from luthier_common.kit.mongo import Database, Doc
 BASE_S = 5.0
 COUNT_S = 1.0
 MAX_KEPT = 10_000
+RETRY_AFTER_S = 30
 
 
 class Bases:
@@ -54,6 +56,12 @@ class Queue:
         self._num_waiting += 1
         self._num_let_in += 1
         return True
+
+    async def take_place(self, repository: Repository, most: int) -> None:
+        """As `let_in`; ApiError where there is no room."""
+        if not await self.let_in(repository, most):
+            message = f"{most} jobs of this project wait already."
+            raise ApiError(ErrorCode.TOO_MANY_QUEUED_JOBS, message, headers={"retry-after": str(RETRY_AFTER_S)})
 
     def made(self) -> None:
         """The job of one that was let in is there, or will never be."""

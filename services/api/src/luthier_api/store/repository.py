@@ -72,6 +72,11 @@ class Repository:
                 return found[0]
         return None
 
+    async def find_deleted_file(self, file_id: str) -> str | None:
+        """The id of a file that was deleted."""
+        file = await self.db["files"].find_one({"_id": file_id, **self.wall, "phase": "deleted"}, {"_id": 1})
+        return None if file is None else str(file["_id"])
+
     async def list_files(self, page: Page, wanted: Doc) -> list[Doc]:
         """One more than the page holds, if there are more."""
         query = self._live(wanted)
@@ -128,6 +133,11 @@ class Repository:
     async def find_model_id(self, name: str) -> str | None:
         """The id behind a name, of a deleted model too: a cursor outlives what it names."""
         model = await self.db["models"].find_one({"name": name, **self.wall}, {"_id": 1})
+        return None if model is None else str(model["_id"])
+
+    async def find_deleted_model(self, name: str) -> str | None:
+        """The id of a model that was deleted."""
+        model = await self.db["models"].find_one({"name": name, **self.wall, "phase": "deleted"}, {"_id": 1})
         return None if model is None else str(model["_id"])
 
     async def list_bases(self, most: int = 0, after: str | None = None) -> list[Doc]:

@@ -30,6 +30,10 @@ PASSED_ON = frozenset(
 )
 """Parameters that are honoured, or refused with a value that cannot be."""
 MAX_CHOICES = 8
+MESSAGE_KEYS = frozenset(
+    {"role", "content", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"}
+)
+TEXT_KEYS = frozenset({"type", "text"})
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -135,17 +139,48 @@ def read_chat(data: dict[str, Any]) -> dict[str, Any]:
             raise ApiError(ErrorCode.MISSING_PARAMETER, f"Missing required parameter: '{name}'.", param=name)
         if not isinstance(kept[name], kind):
             raise ApiError(ErrorCode.INVALID_VALUE, f"{name} has the wrong type.", param=name)
-    _check_stream(kept)
+    _check_messages(kept["messages"])
+    _check_choices(kept)
     return kept
 
 
-def _check_stream(kept: dict[str, Any]) -> None:
+def _check_messages(messages: list[Any]) -> None:
+    """What a template would not see is refused by name, unless it is empty; the engine checks the rest."""
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            continue
+        place = f"messages[{index}]"
+        _check_keys(message, MESSAGE_KEYS, place)
+        content = message.get("content")
+        if content is None and not message.get("tool_calls"):
+            param = f"{place}.content"
+            raise ApiError(ErrorCode.MISSING_PARAMETER, f"Missing required parameter: '{param}'.", param=param)
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict) and part.get("type") == "text":
+                _check_keys(part, TEXT_KEYS, f"{place}.content[{number}]")
+
+
+def _check_keys(given: dict[str, Any], known: frozenset[str], place: str) -> None:
+    for key, value in given.items():
+        if key not in known and value not in (None, "", [], {}):
+            param = f"{place}.{key[:100]}"
+            raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, f"{param} is not supported.", param=param)
+
+
+def _check_choices(kept: dict[str, Any]) -> None:
     streamed, n = kept.get("stream", False), kept.get("n", 1)
+    if isinstance(kept.get("seed"), bool):
+        raise ApiError(ErrorCode.INVALID_VALUE, "seed must be a whole number.", param="seed")
     if not isinstance(streamed, bool):
         raise ApiError(ErrorCode.INVALID_VALUE, "stream must be true or false.", param="stream")
     if "stream_options" in kept and not streamed:
         message = "stream_options is only allowed with stream."
         raise ApiError(ErrorCode.INVALID_VALUE, message, param="stream_options")
+    if isinstance(options := kept.get("stream_options"), dict) and "include_obfuscation" in options:
+        if options["include_obfuscation"]:
+            param = "stream_options.include_obfuscation"
+            raise ApiError(ErrorCode.UNSUPPORTED_PARAMETER, f"{param} is not supported.", param=param)
+        kept["stream_options"] = {name: value for name, value in options.items() if name != "include_obfuscation"}
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOICES:
         raise ApiError(ErrorCode.INVALID_VALUE, f"n must be a whole number from 1 to {MAX_CHOICES}.", param="n")
     if streamed and n > 1:

@@ -67,4 +67,8 @@ class FilesController(Controller):
         "/{file_id:str}", operation="delete_file", summary="Delete a file", scope=Scope.FILES_WRITE, status_code=200
     )
     async def delete(self, file_id: FromPath[str], services: NamedDependency[Services]) -> DeletedObject:
-        return {"id": services.view.id(await services.files.delete(file_id)), "object": "file", "deleted": True}
+        return {
+            "id": services.view.id(await services.files.delete(file_id, is_retry=services.is_retry)),
+            "object": "file",
+            "deleted": True,
+        }

@@ -8,7 +8,6 @@ from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from luthier_api.around.idempotency import RETRY
 from luthier_api.deps import AnyRequest, Services
 from luthier_api.dialects.openai.create import CreateJob, wanted_job
 from luthier_api.dialects.openai.fields import MAX_METADATA
@@ -82,7 +81,6 @@ class JobsController(Controller):
     )
     async def delete(
         self,
-        request: AnyRequest,
         job_id: FromPath[str],
         services: NamedDependency[Services],
         delete_model: FromQuery[bool] = False,
@@ -98,7 +96,7 @@ class JobsController(Controller):
 
         What happened to the job stays in the event stream, which holds no texts.
         """
-        gone = await services.deletion.delete(job_id, with_model=delete_model, is_retry=is_retry(request))
+        gone = await services.deletion.delete(job_id, with_model=delete_model, is_retry=services.is_retry)
         return {"id": services.view.id(gone), "object": "fine_tuning.job", "deleted": True}
 
     @post(
@@ -118,13 +116,8 @@ class JobsController(Controller):
         scope=Scope.JOBS_WRITE,
         status_code=200,
     )
-    async def pause(
-        self,
-        request: AnyRequest,
-        job_id: FromPath[str],
-        services: NamedDependency[Services],
-    ) -> JobObject:
-        return job_object(await services.jobs.pause(job_id, is_retry=is_retry(request)), services.view)
+    async def pause(self, job_id: FromPath[str], services: NamedDependency[Services]) -> JobObject:
+        return job_object(await services.jobs.pause(job_id, is_retry=services.is_retry), services.view)
 
     @post(
         "/{job_id:str}/resume",
@@ -133,13 +126,8 @@ class JobsController(Controller):
         scope=Scope.JOBS_WRITE,
         status_code=200,
     )
-    async def resume(
-        self,
-        request: AnyRequest,
-        job_id: FromPath[str],
-        services: NamedDependency[Services],
-    ) -> JobObject:
-        return job_object(await services.jobs.resume(job_id, is_retry=is_retry(request)), services.view)
+    async def resume(self, job_id: FromPath[str], services: NamedDependency[Services]) -> JobObject:
+        return job_object(await services.jobs.resume(job_id, is_retry=services.is_retry), services.view)
 
     @get(
         "/{job_id:str}/events",
@@ -176,25 +164,17 @@ class JobsController(Controller):
         return await services.job_events.list_checkpoints(await services.jobs.get(job_id), page)
 
 
-def is_retry(request: AnyRequest) -> bool:
-    """Whether this request was sent before: its Idempotency-Key is known, or the client's own library says so."""
-    if request.scope["state"].get(RETRY):
-        return True
-    return request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
-
-
 def read_metadata_filter(query: Iterable[tuple[str, str]]) -> tuple[dict[str, str], bool]:
     """The pairs of `metadata[k]=v`, and whether `metadata=null` asks for jobs without metadata."""
     pairs: dict[str, str] = {}
     is_without = False
     for name, value in query:
-        match = _METADATA.fullmatch(name)
-        if match and pairs.setdefault(match[1], value) == value:
-            continue
-        if (name, value) == ("metadata", "null"):
+        if match := _METADATA.fullmatch(name):
+            pairs[match[1]] = value
+        elif (name, value) == ("metadata", "null"):
             is_without = True
         elif name.startswith("metadata"):
-            message = "Ask for metadata[key]=value, each key with one value, or for metadata=null."
+            message = "Ask for metadata[key]=value, or for metadata=null."
             raise ApiError(ErrorCode.INVALID_VALUE, message, param=name[:100])
     if len(pairs) > MAX_METADATA:
         message = f"A job has at most {MAX_METADATA} pairs of metadata; so many may be asked for."

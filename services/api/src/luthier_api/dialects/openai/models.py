@@ -54,5 +54,5 @@ class ModelsController(Controller):
     )
     async def delete(self, model: FromPath[str], services: NamedDependency[Services]) -> DeletedObject:
         name = model.removeprefix("/")
-        await services.models.delete(name)
+        await services.models.delete(name, is_retry=services.is_retry)
         return {"id": name, "object": "model", "deleted": True}
