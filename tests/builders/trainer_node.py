@@ -72,32 +72,37 @@ class World(NamedTuple):
         await story.tell(f.DataAccepted(num_examples=18, num_tokens=900), op_id="accept")
         return story
 
-    async def place(self, story: JobStory, attempt: int = 1, **resolved: Any) -> None:
+    async def place(self, story: JobStory, attempt: int = 1, *, slot: int = 0, **resolved: Any) -> None:
         """What the scheduler does: claim, then state."""
-        await self.claim(story.id, attempt)
+        await self.claim(story.id, attempt, slot)
         done = await story.tell(
             f.JobPlaced(
                 attempt=attempt,
-                members=(f.Member(node=NODE, slots=(0,)),),
+                members=(f.Member(node=NODE, slots=(slot,)),),
                 resolved=make_resolved(**resolved),
                 base_digest=self.base_digest,
             )
         )
         assert done.applied, done.outcome
 
-    async def claim(self, job_id: str, attempt: int) -> None:
+    async def claim(self, job_id: str, attempt: int, slot: int = 0) -> None:
         holder = {"job": job_id, "attempt": attempt, "claim": "c", "claimed_at": "$$NOW"}
+        is_meant = {"$eq": ["$$slot.index", slot]}
+        held = {"$cond": [is_meant, {"$mergeObjects": ["$$slot", {"holder": holder}]}, "$$slot"]}
         taken = await self.db["nodes"].update_one(
-            {"_id": NODE, "phase": "live", "slots": {"$elemMatch": {"index": 0, "holder": None}}},
-            [{"$set": {"slots": [{"index": 0, "gpu": None, "holder": holder}]}}],
+            {"_id": NODE, "phase": "live", "slots": {"$elemMatch": {"index": slot, "holder": None}}},
+            [{"$set": {"slots": {"$map": {"input": "$slots", "as": "slot", "in": held}}}}],
         )
         assert taken.matched_count == 1
 
     async def holder(self) -> dict[str, Any] | None:
+        return (await self.holders())[0]
+
+    async def holders(self) -> dict[int, dict[str, Any] | None]:
+        """Who holds each slot that the node lists."""
         node = await self.db["nodes"].find_one({"_id": NODE})
         assert node is not None
-        holder: dict[str, Any] | None = node["slots"][0]["holder"]
-        return holder
+        return {slot["index"]: slot["holder"] for slot in node["slots"]}
 
     async def facts(self, job_id: str) -> list[dict[str, Any]]:
         doc = await self.db["jobs"].find_one({"_id": job_id})

@@ -28,8 +28,8 @@ time.sleep(600)
 pytestmark = pytest.mark.timeout(120)
 
 
-def node_with(world: World, *command: str) -> Supervisor:
-    settings = world.settings(pause_budget_s=0.5)
+def node_with(world: World, *command: str, num_slots: int = 1) -> Supervisor:
+    settings = world.settings(pause_budget_s=0.5, trainer_cpu_slots=num_slots)
     workplace = Workplace(settings.home, NODE)
     return Supervisor(Store(world.db, NODE), world.objects, workplace, LocalExecutor(command), settings)
 
@@ -75,6 +75,24 @@ async def test_a_child_that_others_kill_is_a_crash_and_its_node_remembers(world:
         assert await until(jobs_that_failed, what="the node's memory") == [story.id]
         await Store(world.db, NODE).free(Claim(story.id, 1, (0,), None), works=False)
         assert await jobs_that_failed() == [story.id], "one run counts once"
+
+
+async def test_a_job_of_a_newer_version_fails_alone_and_other_runs_of_the_node_go_on(world: World) -> None:
+    async with working(node_with(world, sys.executable, "-c", DEAF, num_slots=2)) as node:
+        running = await a_deaf_run(world)
+        newer = await world.job()
+        await world.db["jobs"].update_one({"_id": newer.id}, {"$set": {"spec.method": "method-of-next-year"}})
+        await world.place(newer, slot=1)
+        await newer.reach("waiting")
+
+        async def is_free() -> bool:
+            return (await world.holders())[1] is None
+
+        await until(is_free, what="the slot of the job that cannot be read")
+        assert [key[0] for key in node._runs] == [running.id]
+    (failed,) = [fact["data"] for fact in await world.facts(newer.id) if fact["type"] == "RunFailed"]
+    assert (failed["problem"]["code"], failed["retryable"]) == ("internal_error", True)
+    assert failed["problem"]["message"] == "The node that was to run the job cannot read it."
 
 
 async def test_a_full_disk_gives_the_slots_back_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

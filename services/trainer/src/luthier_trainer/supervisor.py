@@ -11,7 +11,18 @@ from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectStore
 from luthier_common.kit.room import TRANSIENT_ERRORS
-from luthier_trainer.domain import Claim, RunKey, Verdict, assignment_of, claims_of, is_ours, judge, run_failed
+from luthier_trainer.domain import (
+    Assignment,
+    Claim,
+    RunKey,
+    Verdict,
+    assignment_of,
+    claims_of,
+    is_ours,
+    judge,
+    run_failed,
+    tells_of_node,
+)
 from luthier_trainer.executor import Executor
 from luthier_trainer.inventory import find_slots
 from luthier_trainer.run import Run
@@ -117,7 +128,7 @@ class Supervisor:
                 assert job is not None
                 # The node may have begun to stop while its claims were read.
                 if not self._is_stopping:
-                    self._start(claim, job, slots)
+                    await self._begin(claim, job, slots)
                 return
             case Verdict.LOST:
                 fact = run_failed(FailureReason.NODE_RESTARTED)
@@ -130,11 +141,24 @@ class Supervisor:
         log.info("slots are freed", extra={"job_id": claim.job_id, "attempt": claim.attempt, "verdict": verdict})
         await self._store.free(claim)
 
-    def _start(self, claim: Claim, job: Doc, slots: list[Doc]) -> None:
+    async def _begin(self, claim: Claim, job: Doc, slots: list[Doc]) -> None:
+        try:
+            assignment = assignment_of(claim, job)
+        except (ValueError, LookupError, TypeError):
+            # Newer rooms may place what this trainer cannot read yet: that must not end the node's other runs.
+            log.exception("the job cannot be read", extra={"job_id": claim.job_id, "attempt": claim.attempt})
+            fact = run_failed(FailureReason.INTERNAL, "The node that was to run the job cannot read it.")
+            await self._store.state(claim, fact, op_id=fact.type)
+            await self._store.free(claim, works=tells_of_node(fact, has_saved=False))
+            return
+        self._start(assignment, slots)
+
+    def _start(self, assignment: Assignment, slots: list[Doc]) -> None:
+        claim = assignment.claim
         gpus = tuple(slot["index"] for slot in slots if slot["index"] in claim.slots and slot.get("gpu") is not None)
         # One process uses one GPU; several come with torchrun.
         run = Run(
-            assignment_of(claim, job),
+            assignment,
             self._store,
             self._objects,
             self._workplace,
