@@ -130,6 +130,28 @@ async def test_a_claim_that_never_ran_is_not_billed_and_does_not_bend_the_bill_o
     assert row["from"] <= row["to"]
 
 
+async def test_a_slot_whose_device_is_gone_takes_no_other_job(world: World) -> None:
+    """A trainer died with two runs; when it comes back one of its devices is not there any more."""
+    store = Store(world.db, NODE)
+    await store.join("gpu", [{"index": index, "gpu": None, "holder": None} for index in range(2)])
+    stories = [await world.job(), await world.job()]
+    for slot, story in enumerate(stories):
+        await world.place(story, slot=slot)
+        assert await store.renew_lease(story.id, 1) == "run"
+    async with working(world.supervisor(trainer_cpu_slots=1)):
+        for story in stories:
+            await story.reach("waiting")
+
+        async def is_free() -> bool:
+            return not any((await world.holders()).values())
+
+        await until(is_free, what="free slots")
+        assert await world.holders() == {0: None}
+        node = await world.db["nodes"].find_one({"_id": NODE}) or {}
+    changes = [fact["data"]["num_slots"] for fact in node["outbox"] if fact["type"] == "NodeCapacityChanged"]
+    assert changes == [1]
+
+
 async def test_no_run_begins_on_a_node_that_has_begun_to_stop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     node = world.supervisor()
     await node.renew()

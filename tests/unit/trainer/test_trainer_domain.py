@@ -74,8 +74,9 @@ def test_joining_again_keeps_what_is_held() -> None:
     held = {"job": "ftjob-1", "attempt": 2}
     known = [{"index": 0, "gpu": None, "holder": None}, {"index": 1, "gpu": None, "holder": held}]
     fresh = [{"index": 0, "gpu": None, "holder": None}]
-    assert merge_slots(fresh, known) == [fresh[0], known[1]]
-    assert merge_slots([*fresh, {"index": 1, "gpu": None, "holder": None}], known) == known
+    with_gone = [fresh[0], {**known[1], "gone": True}]
+    assert merge_slots(fresh, known) == with_gone
+    assert merge_slots([*fresh, {"index": 1, "gpu": None, "holder": None}], with_gone) == known
 
 
 def test_whose_fault_it_is_says_whether_it_is_tried_again() -> None:

@@ -21,10 +21,10 @@ def find_slots(device: Literal["auto", "cpu", "cuda"], num_cpu_slots: int) -> tu
 
 
 def merge_slots(fresh: list[Doc], known: list[Doc]) -> list[Doc]:
-    """The slots that are there now, with the holders that the document knows; a held slot that is gone stays listed."""
+    """The slots that are there now, with the holders that the document knows; what is gone stays while it is held."""
     holders = {slot["index"]: slot["holder"] for slot in known}
     merged = [{**slot, "holder": holders.get(slot["index"])} for slot in fresh]
-    gone = [slot for slot in known if slot["index"] >= len(fresh) and slot["holder"] is not None]
+    gone = [{**slot, "gone": True} for slot in known if slot["index"] >= len(fresh) and slot["holder"] is not None]
     return merged + gone
 
 

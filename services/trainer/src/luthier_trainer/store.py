@@ -41,8 +41,8 @@ class Store:
         known = (made.doc or {}).get("slots", [])
         merged = merge_slots(slots, known)
         facts: list[Fact] = [fact]
-        if len(merged) != len(known):
-            facts.append(NodeCapacityChanged(num_slots=len(merged), reason="the node joined with other slots"))
+        if len(slots) != sum(not slot.get("gone") for slot in known):
+            facts.append(NodeCapacityChanged(num_slots=len(slots), reason="the node joined with other slots"))
         done = await advance(
             self.db,
             Kind.NODE,
@@ -122,7 +122,7 @@ class Store:
         )
 
     async def free(self, claim: Claim, *, works: bool | None = None) -> None:
-        """Write the usage ledger, then free the slots. Done twice it changes nothing.
+        """Write the usage ledger, then free the slots; those whose device is gone go. Done twice it changes nothing.
 
         `works` is what the run told of this node (`domain.tells_of_node`); the scheduler has it rest by that.
         """
@@ -135,7 +135,9 @@ class Store:
             "$and": [{"$eq": ["$$slot.holder.job", claim.job_id]}, {"$eq": ["$$slot.holder.attempt", claim.attempt]}]
         }
         freed = {"$cond": [is_held, {"$mergeObjects": ["$$slot", {"holder": None}]}, "$$slot"]}
-        changed: Doc = {"slots": {"$map": {"input": "$slots", "as": "slot", "in": freed}}}
+        is_kept = {"$or": [{"$ne": ["$$slot.gone", True]}, {"$ne": ["$$slot.holder", None]}]}
+        each = {"$map": {"input": "$slots", "as": "slot", "in": freed}}
+        changed: Doc = {"slots": {"$filter": {"input": each, "as": "slot", "cond": is_kept}}}
         if works is not None:
             is_first = {"$anyElementTrue": {"$map": {"input": "$slots", "as": "slot", "in": is_held}}}
             changed["struck"] = {"$cond": [is_first, None if works else _one_more(claim.job_id), "$struck"]}
