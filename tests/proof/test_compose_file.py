@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from builders.production import COMPOSE, EXAMPLE, MODULES, ROOMS, ROOT, compose, settings_class, unknown_settings
 from luthier_stack.services import STOP_BUDGET_S, TRAINER_STOP_BUDGET_S
@@ -89,6 +90,13 @@ def test_nobody_has_more_rights_than_needed(name: str) -> None:
             volume.split(":")[1] for volume in server.get("volumes", []) if not volume.endswith(":ro")
         ]
         assert sorted(writable) == ["/tmp", "/var/lib/luthier"]
+
+
+def test_a_trainer_that_is_given_a_gpu_never_trains_on_the_cpu() -> None:
+    given = yaml.safe_load((ROOT / "infra" / "compose" / "gpu.yml").read_text())["services"]["trainer"]
+    assert given["deploy"]["resources"]["reservations"]["devices"]
+    assert given["environment"] == {"LUTHIER_TRAINER_DEVICE": "cuda"}
+    assert unknown_settings("trainer", set(given["environment"])) == set()
 
 
 def test_secrets_are_files_and_stand_in_no_variable(secrets: Path) -> None:

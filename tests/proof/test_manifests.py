@@ -170,5 +170,8 @@ def test_an_overlay_changes_what_is_there(folder: str, tmp_path: Path) -> None:
     for resource in yaml.load_all(rendered.stdout, yaml.CSafeLoader):
         validate(resource)
         if resource["kind"] == "DaemonSet":
-            limits = resource["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
-            assert ("nvidia.com/gpu" in limits) == (folder != "overlays/cpu")
+            [container] = resource["spec"]["template"]["spec"]["containers"]
+            assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (folder != "overlays/cpu")
+            device = {given["name"]: given.get("value") for given in container["env"]}.get("LUTHIER_TRAINER_DEVICE")
+            trains_on = "cpu" if folder == "overlays/cpu" else "cuda"
+            assert device == (trains_on if resource["metadata"]["name"] == "trainer" else None)

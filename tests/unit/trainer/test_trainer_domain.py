@@ -19,7 +19,7 @@ from luthier_trainer.domain import (
     thin,
     was_used,
 )
-from luthier_trainer.inventory import merge_slots
+from luthier_trainer.inventory import find_slots, merge_slots
 from luthier_trainer.protocol import Failed, Step
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -68,6 +68,17 @@ def test_slots_of_one_attempt_are_one_claim() -> None:
     held = {"job": "ftjob-1", "attempt": 2, "claim": "c", "claimed_at": NOW}
     slots = [{"index": 0, "holder": held}, {"index": 1, "holder": None}, {"index": 2, "holder": held}]
     assert claims_of(slots) == [Claim("ftjob-1", 2, (0, 2), NOW, "c")]
+
+
+def test_a_node_that_is_to_have_gpus_never_offers_its_cpu() -> None:
+    """True on any machine: the tests' own may have a GPU or none."""
+    try:
+        _, slots = find_slots("cuda", num_cpu_slots=4)
+    except RuntimeError as error:
+        refusal = str(error)
+        assert refusal == "LUTHIER_TRAINER_DEVICE is cuda, but NVML sees no GPU"
+    else:
+        assert all(slot["gpu"] for slot in slots)
 
 
 def test_joining_again_keeps_what_is_held() -> None:

@@ -31,7 +31,8 @@ def merge_slots(fresh: list[Doc], known: list[Doc]) -> list[Doc]:
 def _find_gpus() -> list[dict[str, Any]]:
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except pynvml.NVMLError as error:
+        log.info("NVML does not start: %s", error)
         return []
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]

@@ -16,7 +16,7 @@ class TrainerSettings(RoomSettings):
         description="name of this node, unique in the cluster",
     )
     trainer_device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: the GPUs that NVML sees, else CPU"
+        "auto", description="auto: the GPUs that NVML sees, else CPU; cuda: without a GPU the service does not start"
     )
     trainer_cpu_slots: int = Field(1, ge=1, description="runs at a time on a node without GPUs")
     trainer_num_threads: int | None = Field(
