@@ -1,8 +1,10 @@
 """The Kubernetes manifests follow the schemas of Kubernetes and tell each room only what it understands."""
 
+import re
 import shutil
 import subprocess
 from copy import deepcopy
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ import pytest
 import yaml
 
 from builders.production import (
+    EXAMPLE,
     MANIFESTS,
     MODULES,
     OUTSIDE_SETTINGS,
     ROOMS,
+    ROOT,
+    compose,
     image_env,
     manifests,
     pods,
@@ -95,6 +100,19 @@ def test_shared_settings_are_settings_of_somebody() -> None:
         for generator in _kustomization(folder).get("configMapGenerator", []):
             names = {literal.split("=", 1)[0] for literal in generator.get("literals", [])}
             assert {name for name in names if name.startswith("LUTHIER_")} <= known | OUTSIDE_SETTINGS
+
+
+def test_files_and_pages_name_the_same_images() -> None:
+    version = metadata.version("luthier-common")
+    for torch, folder in (("cpu", "overlays/cpu"), ("cuda", "overlays/production")):
+        images = {f"luthier-service:{version}", f"luthier-engine:{version}-{torch}"}
+        services = compose(EXAMPLE | {"LUTHIER_TORCH": torch})["services"]
+        assert {services[room]["image"] for room in ROOMS} == images
+        assert {f"{image['name']}:{image['newTag']}" for image in _kustomization(folder)["images"]} == images
+    assert f"\nLUTHIER_VERSION={version}\n" in (ROOT / ".env.example").read_text()
+    built = re.findall(r"^docker build .* -t (\S+) ", (ROOT / "docs" / "production.md").read_text(), re.MULTILINE)
+    pulled = _kustomization("overlays/production")["images"]
+    assert sorted(built) == sorted(f"{image['newName']}:{image['newTag']}" for image in pulled)
 
 
 def _kustomization(folder: str) -> dict[str, Any]:
