@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from pymongo.errors import CursorNotFound, OperationFailure
 
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.room import Room
@@ -54,6 +55,7 @@ async def test_waking_does_not_wait_for_the_clock_and_is_never_lost(room: Room) 
 
 async def test_a_transient_error_is_tried_again_and_the_loop_stays_alive(room: Room) -> None:
     done, errors = asyncio.Event(), [TransientError("away"), ConnectionResetError(), TimeoutError()]
+    errors += [CursorNotFound("the server was started again", 43), OperationFailure("no majority read yet", 134)]
 
     async def work() -> None:
         if errors:

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any
 
 from luthier_common.kit.errors import LuthierError
-from luthier_common.kit.mongo import OUTAGES
+from luthier_common.kit.mongo import is_outage
 
 NO_RETRY = {"x-should-retry": "false"}
 CONFLICT = 409
@@ -203,7 +203,7 @@ def status_of(error: Exception) -> int:
     """The status of the answer that an error becomes."""
     if isinstance(error, ApiError):
         return error.status
-    return ErrorCode.UNAVAILABLE.status if isinstance(error, OUTAGES) else ErrorCode.INTERNAL.status
+    return ErrorCode.UNAVAILABLE.status if is_outage(error) else ErrorCode.INTERNAL.status
 
 
 def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from litestar.types import ExceptionHandlersMap
 from luthier_api.around.idempotency import is_gone
 from luthier_api.errors import ApiError, ErrorCode, param_of
 from luthier_api.middleware import request_id_of
-from luthier_common.kit.errors import TransientError
-from luthier_common.kit.mongo import DRIVER_ERRORS
+from luthier_common.kit.mongo import OUTAGES, is_outage
 
 log = logging.getLogger(__name__)
 AnyRequest = Request[Any, Any, Any]
@@ -42,8 +41,7 @@ def handlers() -> ExceptionHandlersMap:
         OSError: _disk,
         Exception: _internal,
     }
-    away: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
-    mapped.update(dict.fromkeys(away, _unavailable))
+    mapped.update(dict.fromkeys(OUTAGES, _unavailable))
     return mapped
 
 
@@ -109,6 +107,8 @@ def _disk(request: AnyRequest, error: OSError) -> Response[Any]:
 
 
 def _internal(request: AnyRequest, error: Exception) -> Response[Any]:
+    if is_outage(error):
+        return _unavailable(request, error)
     request_id = request_id_of(request.scope)
     log.error("a request failed", exc_info=error, extra={"request_id": request_id})
     return _known(request, ApiError(ErrorCode.INTERNAL, f"An internal error; the logs hold it under {request_id}."))

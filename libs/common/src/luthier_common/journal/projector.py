@@ -19,7 +19,7 @@ from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, Database, Doc, update_each, update_matching
+from luthier_common.kit.mongo import Database, Doc, is_outage, update_each, update_matching
 from luthier_common.kit.stream import Part, Reader, Record
 
 log = logging.getLogger(__name__)
@@ -257,7 +257,9 @@ async def run_projector(projector: Projector, stopping: asyncio.Event, beat: Any
             beat()
             if handled:
                 await asyncio.sleep(GATHER_S)
-        except OUTAGES as error:
+        except Exception as error:
+            if not is_outage(error):
+                raise
             beat()  # alive and waiting: a restart would not bring the servers back
             log.warning("the projector waits: %s", error)
             await asyncio.sleep(0.5)

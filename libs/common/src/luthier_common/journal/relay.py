@@ -22,7 +22,7 @@ from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, Database, Doc
+from luthier_common.kit.mongo import OUTAGES, Database, Doc, is_outage
 from luthier_common.kit.rests import Rests
 from luthier_common.kit.stream import Message, Writer
 
@@ -245,7 +245,9 @@ async def run_relay(relay: Relay, wake: Wake, stopping: asyncio.Event, beat: Any
                 places, looked_at_s = ALL_PARTS, time.monotonic()
             has_more = await relay.step(places) > 0 and relay.has_more
             beat()
-        except OUTAGES as error:
+        except Exception as error:
+            if not is_outage(error):
+                raise
             beat()  # alive and waiting: a restart would not bring the servers back
             log.warning("the relay waits: %s", error)
             looked_at_s = -math.inf

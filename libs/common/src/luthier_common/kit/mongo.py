@@ -44,6 +44,7 @@ DuplicateKeyError = errors.DuplicateKeyError
 BulkWriteError = errors.BulkWriteError
 DRIVER_ERRORS: tuple[type[Exception], ...] = (
     errors.ConnectionFailure,
+    errors.CursorNotFound,
     errors.ExecutionTimeout,
     errors.WriteConcernError,
     errors.NetworkTimeout,
@@ -51,9 +52,16 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
 """Errors after which nothing is known: the write may have happened."""
 OUTAGES: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
 """What a loop waits out: a server of ours did not answer."""
+_NOT_YET = frozenset({6, 7, 24, 89, 112, 134, 246, 262, 9001})
+"""Codes of refusals that MongoDB gives while it starts, steps down or is under a lock: the same call may succeed."""
 
 
 _AUTHENTICATION_FAILED = 18
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether a loop waits it out: one of `OUTAGES`, or the database is there and cannot answer yet."""
+    return isinstance(error, OUTAGES) or (isinstance(error, errors.OperationFailure) and error.code in _NOT_YET)
 
 
 def hasty(collection: Collection) -> Collection:

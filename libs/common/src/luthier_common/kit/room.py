@@ -28,7 +28,7 @@ from aiokafka.errors import KafkaError
 
 from luthier_common.kit.health import Health, serve_health
 from luthier_common.kit.logs import start_logs
-from luthier_common.kit.mongo import OUTAGES
+from luthier_common.kit.mongo import OUTAGES, is_outage
 from luthier_common.kit.telemetry import start_telemetry
 
 _T = TypeVar("_T")
@@ -106,7 +106,9 @@ class Room:
             try:
                 await work()
                 failures = 0
-            except TRANSIENT_ERRORS as error:
+            except Exception as error:
+                if not (isinstance(error, TRANSIENT_ERRORS) or is_outage(error)):
+                    raise
                 failures += 1
                 told = _log.warning if failures in (1, 10) or failures % 100 == 0 else _log.debug
                 told("%s: %s: %s", name, type(error).__name__, error, extra={"failures": failures})
