@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from luthier_common.contract.spec import Shape
 from luthier_common.contract.topics import Kind
@@ -27,7 +27,7 @@ class Envelope(Shape):
     thing: str = Field(description="id of the thing; also the message key")
     seq: int = Field(description="rises by one per thing; a gap means: wait, the rest is coming")
     type: str = Field(description="name of the fact")
-    at: datetime = Field(description="when it was committed, database time, UTC")
+    at: AwareDatetime = Field(description="when it was committed, database time, UTC")
     generation: int = Field(description="rises when a user restarts a final job")
     attempt: int = Field(description="the run's number; 0 before the first placement")
     org: str

@@ -10,12 +10,16 @@ from typing import Any
 from luthier_common.contract.envelope import Envelope, read_envelope
 from luthier_common.contract.topics import TOPICS
 from luthier_common.kit.errors import TransientError
-from luthier_common.kit.mongo import BulkWriteError, Database, Doc
+from luthier_common.kit.mongo import BulkWriteError, Database, Doc, read_back
 from luthier_common.kit.stream import Part, Record
 
 log = logging.getLogger(__name__)
 EVENTS = "events"
 KIND_OF = {topic.name: kind for kind, topic in TOPICS.items()}
+MAX_SEQ = 10_000_000
+"""No thing has so many facts; `replay` keeps a bit for each."""
+MAX_LEVELS = 100
+"""MongoDB refuses what is nested deeper."""
 _DUPLICATE = 11000
 
 
@@ -41,14 +45,29 @@ def is_of(source: str, record: Record) -> bool:
 
 
 def row_of(part: Part, record: Record) -> Doc | None:
-    """The row of a message; None, and a line in the log, where it is no fact."""
-    envelope = None
+    """The row of a message; None, and a line in the log, where it is no fact that the list could hold."""
     with suppress(ValueError):
         envelope = read_envelope(record.value, record.headers)
-    if envelope is None:
-        log.error("a message is no fact", extra={"at": f"{part.topic}/{part.partition}/{record.offset}"})
-        return None
-    return event_row(envelope, json.loads(record.value), part.partition, record.offset)
+        row = event_row(envelope, json.loads(record.value), part.partition, record.offset)
+        if _can_be_listed(row):
+            return row
+    log.error("a message is no fact", extra={"at": f"{part.topic}/{part.partition}/{record.offset}"})
+    return None
+
+
+def _can_be_listed(row: Doc) -> bool:
+    """JSON says more than BSON: one message that cannot be written would stop its partition for ever."""
+    if not 1 <= row["seq"] <= MAX_SEQ or _levels(row) > MAX_LEVELS:
+        return False
+    try:
+        return digest_of(read_back(row)["body"]) == str(row["sha256"])
+    except (ValueError, TypeError):  # the driver makes an object of its own of what says `$ref`
+        return False
+
+
+def _levels(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0)
 
 
 def event_row(envelope: Envelope, body: dict[str, Any], partition: int, offset: int) -> Doc:

@@ -12,6 +12,9 @@ MAX_CONNECTIONS = 64
 # wait for a change or for the journal. It is read when motor is imported.
 os.environ.setdefault("MOTOR_MAX_WORKERS", str(MAX_CONNECTIONS))
 
+import bson  # noqa: E402
+from bson.codec_options import CodecOptions  # noqa: E402
+from bson.errors import BSONError  # noqa: E402
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase  # noqa: E402
 from pymongo import ReturnDocument, UpdateOne, errors  # noqa: E402
 from pymongo.read_concern import ReadConcern  # noqa: E402
@@ -117,6 +120,14 @@ def _why(error: Exception) -> str:
     if "SSL" in text:
         return ": no TLS with it, see LUTHIER_MONGO_URL (tls, tlsCertificateKeyFile) and LUTHIER_MONGO_CA_FILE"
     return ""
+
+
+def read_back(doc: Doc) -> Doc:
+    """What would be read of this document once it is written. Raises ValueError where it could not be either."""
+    try:
+        return bson.decode(bson.encode(doc), CodecOptions(document_class=dict, tz_aware=True))
+    except (BSONError, OverflowError) as error:
+        raise ValueError("BSON cannot hold it") from error
 
 
 async def update_each(collection: Collection, updates: Mapping[str, list[Doc]]) -> None:
