@@ -3,9 +3,13 @@
 import pytest
 from pymongo.errors import OperationFailure
 
+from builders.metrics import shown
+from builders.waiting import until
 from luthier_api.observer import SIZES_EVERY, Observer
 from luthier_api.rates import Windows
 from luthier_api.store.rates import share_windows
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.failpoints import configure_failpoints
 from luthier_common.kit.mongo import Database
 
 
@@ -37,3 +41,20 @@ async def test_a_measurement_that_fails_is_not_tried_again_at_once(db: Database)
             await observer.look()
         for _ in range(SIZES_EVERY - 1):
             await observer.look()
+
+
+async def test_who_measured_and_cannot_renew_says_nothing_once_another_may_measure(db: Database) -> None:
+    observer = Observer(db, "api-1", every_s=0.2)
+    await observer.look()
+    assert shown("luthier.outbox.age")
+
+    async def is_silent() -> bool:
+        with pytest.raises(TransientError):
+            await observer.look()
+        return not shown("luthier.outbox.age")
+
+    configure_failpoints("leases.after_acquire=raise")
+    try:
+        await until(is_silent, what="silence")
+    finally:
+        configure_failpoints()

@@ -3,12 +3,13 @@
 The others say nothing, so that nothing is counted twice; while the lease changes hands, queries take the maximum.
 """
 
+import time
 from collections.abc import Mapping
 
 from luthier_api.store.census import Census
 from luthier_common.contract.lifecycle import JOB
 from luthier_common.kit import leases
-from luthier_common.kit.mongo import Database
+from luthier_common.kit.mongo import OUTAGES, Database
 from luthier_common.kit.telemetry import LiveGauge
 
 LEASE = "observer"
@@ -39,14 +40,21 @@ class Observer:
         self._instance = instance
         self._ttl_s = 3 * every_s
         self._round = 0
+        self._held_until_s = 0.0
 
     async def look(self) -> None:
-        """Look everything up, or say nothing where another process does."""
-        if await leases.acquire(self._db, LEASE, self._instance, self._ttl_s) is None:
-            for gauge in _GAUGES:
-                gauge.replace(())
-            self._round = 0
+        """Look everything up, or say nothing where another process does, or may: the lease could not be renewed."""
+        asked_at_s = time.monotonic()
+        try:
+            lease = await leases.acquire(self._db, LEASE, self._instance, self._ttl_s)
+        except OUTAGES:
+            if time.monotonic() > self._held_until_s:
+                self._say_nothing()
+            raise
+        if lease is None:
+            self._say_nothing()
             return
+        self._held_until_s = asked_at_s + self._ttl_s
         phases = await self._census.count_jobs(_LIVE)
         _jobs.replace((phases.get(name, 0), {"phase": name, "status": status}) for name, status in _LIVE.items())
         _oldest.set(await self._census.oldest_wait_s())
@@ -61,6 +69,11 @@ class Observer:
             num_objects, num_bytes = await self._census.measure_objects()
             _objects.set(num_bytes)
             _num_objects.set(num_objects)
+
+    def _say_nothing(self) -> None:
+        for gauge in _GAUGES:
+            gauge.replace(())
+        self._round = 0
 
     async def _look_at_nodes(self) -> None:
         nodes = await self._census.list_nodes()

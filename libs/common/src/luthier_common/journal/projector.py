@@ -75,6 +75,7 @@ class Projector:
         """Renew, read once, project, sweep. The number of rows handled."""
         await self._renew()
         if not self._held:
+            telemetry.saw_lag({})
             await asyncio.sleep(wait_ms / 1000)
             return 0
         if not self._assigned:
@@ -97,10 +98,14 @@ class Projector:
         for held in self._held.values():
             await leases.release(self._db, held.lease, collection=POSITIONS)
         self._held.clear()
+        telemetry.saw_lag({})
 
     async def _renew(self) -> None:
-        if self._clock.monotonic_s() - self._renewed_at_s < LEASE_S / 3:
+        since_s = self._clock.monotonic_s() - self._renewed_at_s
+        if since_s < LEASE_S / 3:
             return
+        if since_s > LEASE_S:
+            telemetry.saw_lag({})  # the leases have run out: who holds them now says it
         before = set(self._held)
         mine = [held.lease for held in self._held.values()]
         is_sure = bool(mine) and await leases.renew(self._db, mine, LEASE_S, collection=POSITIONS)
