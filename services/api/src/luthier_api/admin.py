@@ -1,5 +1,5 @@
 """`python -m luthier_api.admin`: what only operators do, in the database itself: organisations, keys after a lockout,
-the event list, backups.
+the event list, backups, machines that are gone.
 
 It reads the settings of the api room (`LUTHIER_*`) and must see the same pepper as the running api: a key that is
 hashed with another one never works.
@@ -18,6 +18,7 @@ from luthier_api import backup_admin, event_admin
 from luthier_api.audit import verify
 from luthier_api.domain import Scope
 from luthier_api.keys import COLLECTION, Grant, KeyRing, read_pepper
+from luthier_api.node_admin import forget_node, list_nodes
 from luthier_api.settings import ApiSettings
 from luthier_api.store.tenancy import KEY_FIELDS, PROJECTS, insert
 from luthier_api.wire.tenancy import KEY_PREFIX
@@ -82,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     events.add_parser("verify", help="compare the event list with the topics, as far back as these reach")
     events.add_parser("rebuild", help="fill the event list from the topics")
     events.add_parser("republish", help="fill the topics from the event list")
+    nodes = groups.add_parser("nodes", help="trainers and engines").add_subparsers(dest="verb", required=True)
+    nodes.add_parser("list", help="list nodes, with their phases and held slots")
+    gone = nodes.add_parser("forget", help="a lost machine is gone for good: say that it left, and free its slots")
+    gone.add_argument("name")
     backup = groups.add_parser("backup", help="database and objects").add_subparsers(dest="verb", required=True)
     for verb, text in _BACKUP_VERBS.items():
         backup.add_parser(verb, help=text).add_argument("folder", type=Path)
@@ -113,6 +118,10 @@ async def _run(settings: ApiSettings, asked: argparse.Namespace) -> None:
                 await list_keys(db, asked.project)
             case "audit", "verify":
                 await verify_audit(db)
+            case "nodes", "list":
+                await list_nodes(db)
+            case "nodes", "forget":
+                await forget_node(db, asked.name)
             case _:
                 await revoke_key(_ring(db, settings), asked.key_id)
 

@@ -490,7 +490,7 @@ class NodeCapacityChanged(NodeFact):
 
 
 class NodeLeft(NodeFact):
-    """An orderly stop."""
+    """An orderly stop, or an operator's word that a lost machine is gone for good."""
 
 
 class NodeLost(NodeFact):

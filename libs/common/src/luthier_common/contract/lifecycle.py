@@ -174,13 +174,14 @@ NODE = Lifecycle(
     phases=(
         Phase("live", "live", "it renews its document"),
         Phase("lost", "lost", "its renewals stopped"),
-        Phase("left", "left", "it was stopped in order"),
+        Phase("left", "left", "it was stopped in order, or an operator says that it is gone"),
     ),
     rows=(
         Row((NEW, "live", "lost", "left"), f.NodeJoined, "live", "trainer, inference"),
         Row(("live",), f.NodeCapacityChanged, None, "trainer, inference"),
         Row(("live",), f.NodeLost, "lost", "scheduler"),
-        Row(("live", "lost"), f.NodeLeft, "left", "trainer, inference"),
+        Row(("live",), f.NodeLeft, "left", "trainer, inference"),
+        Row(("lost",), f.NodeLeft, "left", "trainer, inference, api"),
     ),
 )
 
