@@ -1,10 +1,16 @@
 """What the auditor alarms for: facts that wait too long, and facts that are nowhere."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
 from builders.jobs import JobStory
+from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.auditor import Finding, audit
-from luthier_common.kit.mongo import Database
+from luthier_common.kit.mongo import Database, Doc
+
+Journal = Callable[..., AbstractAsyncContextManager[None]]
 
 
 async def test_late_facts_and_holes_are_told_apart(db: Database) -> None:
@@ -50,6 +56,34 @@ async def test_looking_for_what_is_late_reads_by_an_index(db: Database) -> None:
     query = {"part": {"$gte": 0}, "pend": True}
     plan = await db.command({"explain": {"find": "jobs", "filter": query}})
     assert "'indexName': 'pend'" in str(plan["queryPlanner"]["winningPlan"])
+
+
+async def test_a_fact_that_is_not_what_the_list_holds_under_its_number_stays_and_is_alarmed_for(
+    db: Database, journal: Journal, kafka_url: str
+) -> None:
+    stories = [await JobStory.created(db) for _ in range(2)]
+    [told_again, other] = stories
+    entries = [(await story.doc())["outbox"][0] for story in stories]
+
+    async def is_trimmed(story: JobStory) -> bool:
+        return (await story.doc())["outbox"] == []
+
+    async def put_back(story: JobStory, entry: Doc) -> None:
+        """As if the projector had been killed between its row and the trim."""
+        row = await db["events"].find_one({"_id": f"job/{story.id}/1"})
+        assert row is not None
+        place = {"partition": row["partition"], "offset": row["offset"]}
+        await db["jobs"].update_one({"_id": story.id}, {"$set": {"outbox": [entry | place], "pend": True}})
+
+    async with journal(kafka_url):
+        for story in stories:
+            await until(lambda story=story: is_trimmed(story), what="an empty outbox")
+        await put_back(other, entries[1] | {"data": entries[1]["data"] | {"seq": "another"}})
+        for _ in range(2):  # the first look may have begun before
+            await put_back(told_again, entries[0])
+            await until(lambda: is_trimmed(told_again), what="an empty outbox again")
+        assert not await is_trimmed(other)
+        assert [found.what for found in await audit(db, older_than_s=-1)] == ["late"]
 
 
 async def listed(story: JobStory, *seqs: int) -> JobStory:

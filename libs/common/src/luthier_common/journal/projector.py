@@ -14,6 +14,7 @@ from typing import Any
 from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.journal import telemetry
 from luthier_common.journal.notes import flags
+from luthier_common.journal.relay import envelope_of
 from luthier_common.journal.rows import EVENTS, insert_rows, is_of, row_of
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
@@ -230,10 +231,17 @@ class Projector:
             self._held[part].suspects = found
 
     async def _passed(self, kind: Kind, thing: str, seq: int, offset: int) -> None:
-        if await self._db[EVENTS].find_one({"_id": f"{kind}/{thing}/{seq}"}, {"_id": 1}):
-            await self._trim(kind, {thing: [seq]})
-        else:
+        """Trim what the list has and hand back what was lost. Where the list has another content, it waits visibly."""
+        row = await self._db[EVENTS].find_one({"_id": f"{kind}/{thing}/{seq}"}, {"sha256": 1})
+        if row is None:
             await self._unnote(kind, thing, seq, offset)
+        elif await self._digest_of(kind, thing, seq) == row["sha256"]:
+            await self._trim(kind, {thing: [seq]})
+
+    async def _digest_of(self, kind: Kind, thing: str, seq: int) -> str | None:
+        fields = {"org": 1, "project": 1, "outbox": {"$elemMatch": {"seq": seq}}}
+        found = await self._db[COLLECTIONS[kind]].find_one({"_id": thing, "outbox.seq": seq}, fields)
+        return envelope_of(kind, found, found["outbox"][0]).digest() if found else None
 
     async def _unnote(self, kind: Kind, thing: str, seq: int, offset: int) -> None:
         entry = {"outbox": {"$elemMatch": {"seq": seq, "offset": offset}}}
