@@ -16,7 +16,7 @@ from luthier_common.journal import telemetry
 from luthier_common.journal.notes import flags
 from luthier_common.journal.relay import envelope_of
 from luthier_common.journal.rows import EVENTS, insert_rows, is_of, row_of
-from luthier_common.kit import leases
+from luthier_common.kit import leases, presence
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
@@ -25,6 +25,7 @@ from luthier_common.kit.stream import Part, Reader, Record
 
 log = logging.getLogger(__name__)
 POSITIONS = "positions"
+ROOM = "projector"
 _PARTS = tuple(Part(topic.name, number) for topic in TOPICS.values() for number in range(topic.num_partitions))
 LEASE_S = 5.0
 SWEEP_S = 1.0
@@ -45,7 +46,7 @@ class _Held:
 
 
 class Projector:
-    """Projects the partitions whose position documents it holds, each under its epoch."""
+    """Projects the partitions whose position documents it holds, each under its epoch. Several share them fairly."""
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Projector:
         self._clock = clock
         self._held: dict[Part, _Held] = {}
         self._renewed_at_s = -1e9
+        self._modest_until_s = -1e9
         self._swept_at_s = 0.0
         self._assigned = False
         self._projected = projected
@@ -79,13 +81,14 @@ class Projector:
             telemetry.saw_lag({})
             await asyncio.sleep(wait_ms / 1000)
             return 0
-        if not self._assigned:
-            await self._reader.seek({part: held.offset for part, held in self._held.items()})
-            self._assigned = True
         try:
+            if not self._assigned:
+                await self._reader.seek({part: held.offset for part, held in self._held.items()})
+                self._assigned = True
             batches, out_of_range = await self._reader.read(wait_ms=wait_ms)
         except TransientError:
             self._assigned = False
+            self._modest_until_s = self._clock.monotonic_s() + presence.MODEST_S
             raise
         for part in out_of_range:
             await self._restart(part)
@@ -96,6 +99,7 @@ class Projector:
         return sum(len(records) for records in batches.values())
 
     async def release(self) -> None:
+        await presence.leave(self._db, ROOM, self._owner)
         for held in self._held.values():
             await leases.release(self._db, held.lease, collection=POSITIONS)
         self._held.clear()
@@ -108,16 +112,24 @@ class Projector:
         if since_s > LEASE_S:
             telemetry.saw_lag({})  # the leases have run out: who holds them now says it
         before = set(self._held)
+        is_modest = self._clock.monotonic_s() < self._modest_until_s
+        claim = (self._db, ROOM, self._owner, len(_PARTS))
+        share = await presence.claim_share(*claim, within_s=LEASE_S, is_modest=is_modest)
+        for part in presence.given_up(list(self._held), len(self._held) - share):  # nothing is under way here
+            await leases.release(self._db, self._held.pop(part).lease, collection=POSITIONS)
         mine = [held.lease for held in self._held.values()]
         is_sure = bool(mine) and await leases.renew(self._db, mine, LEASE_S, collection=POSITIONS)
-        await asyncio.gather(*(self._renew_one(part) for part in _PARTS if not (is_sure and part in self._held)))
+        free_for_s = 0.0 if len(self._held) < share else LEASE_S
+        due = [part for part in _PARTS if not (is_sure and part in self._held)]
+        await asyncio.gather(*(self._renew_one(part, free_for_s) for part in due))
         self._renewed_at_s = self._clock.monotonic_s()
         if set(self._held) != before:
             self._assigned = False
 
-    async def _renew_one(self, part: Part) -> None:
-        name = _name(part)
-        lease = await leases.acquire(self._db, name, self._owner, LEASE_S, collection=POSITIONS)
+    async def _renew_one(self, part: Part, free_for_s: float) -> None:
+        """More than a fair share is taken only of what nobody wanted: shares are a hint, and no partition waits."""
+        name, owner = _name(part), self._owner
+        lease = await leases.acquire(self._db, name, owner, LEASE_S, collection=POSITIONS, free_for_s=free_for_s)
         held = self._held.get(part)
         if lease is None:
             self._held.pop(part, None)

@@ -18,7 +18,7 @@ from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.journal.notes import Notes
 from luthier_common.journal.telemetry import num_published
 from luthier_common.journal.wake import ALL_PARTS, Place, Wake
-from luthier_common.kit import leases
+from luthier_common.kit import leases, presence
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
@@ -27,6 +27,7 @@ from luthier_common.kit.rests import Rests
 from luthier_common.kit.stream import Message, Writer
 
 log = logging.getLogger(__name__)
+ROOM = "relay"
 LEASE_S = 3.0
 MARGIN_S = 0.5
 PATIENCE_S = 0.25
@@ -40,7 +41,7 @@ MAX_FACTS = 2000
 
 
 class Relay:
-    """Publishes for the partitions whose leases it holds; several relays share them.
+    """Publishes for the partitions whose leases it holds; several relays share them fairly.
 
     Each partition has one send at a time, so that no fact of a thing goes out while it is not known what became of the
     one before it. A partition that cannot be reached rests and is left to other relays; the rest go on.
@@ -63,6 +64,7 @@ class Relay:
         self._held_until: dict[Place, float] = {}
         self._held: dict[Place, leases.Lease] = {}
         self._left: set[Place] = set()
+        self._modest_until_s = -math.inf
 
     async def step(self, places: Iterable[Place] = ALL_PARTS) -> int:
         """Publish once what waits in these partitions, where they are mine; the number of facts whose sends have ended.
@@ -101,6 +103,7 @@ class Relay:
                 await self._renewing
         await self._end_sends()
         await self._notes.write()
+        await presence.leave(self._db, ROOM, self._owner)
         for lease in self._held.values():
             await leases.release(self._db, lease)
         self._held.clear()
@@ -132,6 +135,11 @@ class Relay:
         due = [
             place for place in ALL_PARTS if now >= self._ask_at.get(place, now) and not self._rests.is_resting(place)
         ]
+        if not due:
+            return
+        claim, is_modest = (self._db, ROOM, self._owner, len(ALL_PARTS)), now < self._modest_until_s
+        share = await presence.claim_share(*claim, within_s=LEASE_S, is_modest=is_modest)
+        await self._give_up(len(self._held) - share)
         mine = {place: self._held[place] for place in due if place in self._held}
         if mine and await leases.renew(self._db, list(mine.values()), LEASE_S):
             kept = [place for place, lease in mine.items() if self._held.get(place) is lease]  # not left meanwhile
@@ -140,12 +148,25 @@ class Relay:
             due = [place for place in due if place not in mine]
         for place in due:
             if not self._rests.is_resting(place):
-                await self._hold(place)
+                await self._hold(place, 0.0 if len(self._held) < share else LEASE_S)
 
-    async def _hold(self, place: Place) -> None:
+    async def _give_up(self, num_more: int) -> None:
+        """Let others have so many, where nothing is under way. What was sent is noted first, and so not sent twice."""
+        idle = [place for place in self._held if place not in self.under_way]
+        given = {place: self._held.pop(place) for place in presence.given_up(idle, num_more)}
+        for place in given:
+            self._held_until.pop(place, None)
+        if given:
+            await self._notes.write()
+        for lease in given.values():
+            await leases.release(self._db, lease)
+
+    async def _hold(self, place: Place, free_for_s: float) -> None:
+        """More than a fair share is taken only of what nobody wanted: shares are a hint, and no partition waits."""
         now = self._clock.monotonic_s()
         kind, part = place
-        lease = await leases.acquire(self._db, f"relay/{kind}/{part}", self._owner, LEASE_S)
+        name = f"relay/{kind}/{part}"
+        lease = await leases.acquire(self._db, name, self._owner, LEASE_S, free_for_s=free_for_s)
         self._ask_at[place] = now + (LEASE_S / 3 if lease is None else LEASE_S / 2)
         if lease is None:
             self._held.pop(place, None)
@@ -191,6 +212,7 @@ class Relay:
     async def _leave(self, place: Place, error: TransientError) -> None:
         """Let a partition rest; another relay, which may reach it, can have its lease at once."""
         rest_s = self._rests.begin(place)
+        self._modest_until_s = self._clock.monotonic_s() + presence.MODEST_S
         log.warning("the relay waits %g s before it tells %s/%s: %s", rest_s, TOPICS[place[0]].name, place[1], error)
         self._ask_at.pop(place, None)
         if (lease := self._held.pop(place, None)) is not None:

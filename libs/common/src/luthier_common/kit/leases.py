@@ -25,11 +25,14 @@ def _until(ttl_s: float) -> Doc:
     return {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": int(ttl_s * 1000)}}
 
 
-async def acquire(db: Database, name: str, owner: str, ttl_s: float, *, collection: str = COLLECTION) -> Lease | None:
-    """Take or renew the lease `name`. None while another owner holds it."""
+async def acquire(
+    db: Database, name: str, owner: str, ttl_s: float, *, collection: str = COLLECTION, free_for_s: float = 0.0
+) -> Lease | None:
+    """Take or renew the lease `name`. None while another owner holds it, or did less than `free_for_s` ago."""
     mine = {"$eq": ["$owner", owner]}
+    since = {"$subtract": ["$$NOW", int(free_for_s * 1000)]}
     free = {
-        "$or": [mine, {"$lt": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]}, {"$eq": [{"$type": "$until"}, "missing"]}]
+        "$or": [mine, {"$lt": [{"$ifNull": ["$until", "$$NOW"]}, since]}, {"$eq": [{"$type": "$until"}, "missing"]}]
     }
     taken = {
         "epoch": {"$cond": [mine, "$epoch", {"$add": [{"$ifNull": ["$epoch", 0]}, 1]}]},

@@ -1,8 +1,15 @@
-"""Which rooms are there, by what they write in database time. For `/readyz` and people; nothing is decided by it."""
+"""Which rooms are there, by what they write in database time. For `/readyz` and people, and a hint for fair shares."""
 
-from luthier_common.kit.mongo import Database
+import math
+from collections.abc import Sequence
+from typing import TypeVar
 
+from luthier_common.kit.mongo import Database, Doc
+
+Thing = TypeVar("Thing")
 COLLECTION = "presence"
+MODEST_S = 60.0
+"""Who could not do its work is modest for so long: others may be able to."""
 
 
 async def announce(db: Database, room: str, instance: str) -> None:
@@ -14,9 +21,29 @@ async def announce(db: Database, room: str, instance: str) -> None:
 
 async def is_present(db: Database, room: str, *, within_s: float = 15.0) -> bool:
     """Whether some instance of `room` announced itself within `within_s`."""
-    fresh = {"$expr": {"$lt": [{"$subtract": ["$$NOW", "$seen_at"]}, int(within_s * 1000)]}}
-    return await db[COLLECTION].find_one({"room": room, **fresh}, {"_id": 1}) is not None
+    return await db[COLLECTION].find_one(_fresh(room, within_s), {"_id": 1}) is not None
+
+
+async def claim_share(
+    db: Database, room: str, instance: str, num_things: int, *, within_s: float, is_modest: bool
+) -> int:
+    """Announce, and say how many of `num_things` fall to each instance of `room` that did so within `within_s`.
+
+    A modest one does not announce itself, and leaves all to the others where there are any.
+    """
+    await (leave if is_modest else announce)(db, room, instance)
+    num_present = await db[COLLECTION].count_documents(_fresh(room, within_s))
+    return 0 if is_modest and num_present else math.ceil(num_things / max(1, num_present))
+
+
+def given_up(held: Sequence[Thing], num_more: int) -> list[Thing]:
+    """So many of what is held, every other one first: who takes them has a share of each kind."""
+    return [*held[::2], *held[1::2]][: max(0, num_more)]
 
 
 async def leave(db: Database, room: str, instance: str) -> None:
     await db[COLLECTION].delete_one({"_id": f"{room}/{instance}"})
+
+
+def _fresh(room: str, within_s: float) -> Doc:
+    return {"room": room, "$expr": {"$lt": [{"$subtract": ["$$NOW", "$seen_at"]}, int(within_s * 1000)]}}
