@@ -9,6 +9,7 @@ This is all that a consumer outside needs to know:
 - Facts come at least once. `ce_source` + `ce_id` name a fact; what was seen before is dropped.
 - Per thing (`ce_subject`) `seq` rises by one. A gap means: wait, the rest is coming.
 - Position and history are saved in one transaction, so a crash between them loses and doubles nothing.
+- A record that is no fact of this shape is passed over: it would come again for ever.
 - The last record is read again first: another one in its place means that the broker lost its log, which is then read
   from its start. What is told again is dropped by the first rule.
 """
@@ -80,13 +81,17 @@ class History:
     def _keep(self, record: ConsumerRecord) -> tuple[str, str] | None:
         place = (record.topic, record.partition, record.offset, _id_of(record))
         self._db.execute("insert or replace into position values (?, ?, ?, ?)", place)
-        headers = {name: value.decode() for name, value in record.headers}
-        if "ce_id" not in headers:
+        try:
+            headers = {name: value.decode() for name, value in record.headers}
+            if "ce_id" not in headers:
+                return None
+            body: dict[str, Any] = json.loads(record.value)
+            source, thing, content = headers["ce_source"], str(body["thing"]), json.dumps(body, sort_keys=True)
+            row = (source, headers["ce_id"], thing, int(body["seq"]), str(body["type"]), str(body["at"]), content)
+            self._db.execute("insert or ignore into fact values (?, ?, ?, ?, ?, ?, ?, 0)", row)
+        except (ValueError, LookupError, TypeError, OverflowError):
+            sys.stderr.write(f"{record.topic}/{record.partition}/{record.offset} is no fact\n")
             return None
-        body: dict[str, Any] = json.loads(record.value)
-        source, thing = headers["ce_source"], body["thing"]
-        row = (source, headers["ce_id"], thing, body["seq"], body["type"], body["at"], json.dumps(body, sort_keys=True))
-        self._db.execute("insert or ignore into fact values (?, ?, ?, ?, ?, ?, ?, 0)", row)
         return source, thing
 
     def _tell(self, source: str, thing: str) -> Iterator[str]:

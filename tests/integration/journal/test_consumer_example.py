@@ -14,7 +14,10 @@ import pytest
 from builders.jobs import JobStory, make_step
 from builders.waiting import until
 from luthier_common.contract.envelope import read_envelope
+from luthier_common.contract.events import JobCancelled
+from luthier_common.contract.topics import TOPICS, Kind, partition_of
 from luthier_common.kit.mongo import Database
+from luthier_common.kit.stream import Message, Writer
 from luthier_stack.part import tied_to_this_process
 
 Journal = Callable[..., AbstractAsyncContextManager[None]]
@@ -77,3 +80,20 @@ async def test_its_history_is_the_event_list_also_over_a_kill(
         await lines_of(broker_url, history)
         assert kept(history, story.id) == await listed(db, story.id)
         assert await lines_of(broker_url, history) == []
+
+
+async def test_a_record_that_is_no_fact_does_not_stop_it(
+    db: Database, journal: Journal, kafka_url: str, tmp_path: Path
+) -> None:
+    history, writer = tmp_path / "history.db", Writer(kafka_url)
+    async with journal(kafka_url):
+        story = await JobStory.created(db)
+        poison = [b"no json", b"[]", b'{"thing":"x"}', b'{"thing":"x","seq":%d,"type":"t","at":"t"}' % 2**70]
+        headers = [("ce_source", b"luthier/other"), ("ce_id", b"x")]
+        messages = [Message(story.id.encode(), value, headers) for value in poison]
+        await writer.send(TOPICS[Kind.JOB].name, partition_of(Kind.JOB, story.id), messages)
+        await story.tell(JobCancelled(), op_id="c")
+        await until(lambda: emptied(db), what="empty outboxes")
+        await lines_of(kafka_url, history)
+        assert kept(history, story.id) == await listed(db, story.id)
+    await writer.close()
