@@ -35,6 +35,8 @@ class Watch:
         self._url = f"{api_url}/readyz"
         self._db = db
         self.samples: list[Sample] = []
+        self._at_step: dict[str, int] = {}
+        self._num_steps = 0
         self.odd: list[str] = []
         """What looks failed by, other than a server that was away."""
 
@@ -62,17 +64,21 @@ class Watch:
             return False
 
     async def _progress(self) -> int:
-        """Steps made and models published so far; the last known number while the database is away."""
-        summed = {"$group": {"_id": None, "steps": {"$sum": "$last_step"}}}
+        """Steps made and models published so far; the last known number while the database is away.
+
+        A run that goes on from its checkpoint makes steps again: these count too.
+        """
         try:
-            found = await self._db["jobs"].aggregate([summed]).to_list(1)
+            jobs = await self._db["jobs"].find({}, {"last_step": 1}).to_list(None)
             published = await self._db["models"].count_documents({"phase": "published"})
         except OUTAGES:
             return self._last
         except Exception as error:  # a look that fails must not end the watch; what it was is told in the report
             self.odd.append(f"{type(error).__name__}: {error}"[:200])
             return self._last
-        return int(found[0]["steps"] if found else 0) + published
+        self._num_steps += sum(max(0, job["last_step"] - self._at_step.get(job["_id"], 0)) for job in jobs)
+        self._at_step |= {job["_id"]: job["last_step"] for job in jobs}
+        return self._num_steps + published
 
 
 def recoveries(done: Sequence[Done], samples: Sequence[Sample]) -> list[Recovery]:

@@ -143,6 +143,7 @@ class EnginePool:
             except (LuthierError, TextError):
                 raise
             except Exception as error:  # no memory, no disk, a driver that gave up: of this machine, not of the base
+                logger.warning("a base model cannot be loaded here", extra={"base": base["_id"]}, exc_info=True)
                 rest_s = self._rests.begin(base["digest"])
                 message = f"{base['_id']} cannot be loaded here ({type(error).__name__}), for {rest_s:g} s at least."
                 raise BaseUnloadableError(message) from error
