@@ -29,7 +29,12 @@ class _Body(BaseModel):
 
 
 class AdapterRef(_Body):
-    """Where the adapter of a tuned model lies, and the sha256 of its manifest."""
+    """Where the adapter of a tuned model lies, and the sha256 of its manifest.
+
+    Only the API makes it; what a newer API adds is no error, so that the two are upgraded in any order.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     model_id: str
     key: str
