@@ -82,7 +82,7 @@ class History:
         place = (record.topic, record.partition, record.offset, _id_of(record))
         self._db.execute("insert or replace into position values (?, ?, ?, ?)", place)
         try:
-            headers = {name: value.decode() for name, value in record.headers}
+            headers = {name: (value or b"").decode() for name, value in record.headers}
             if "ce_id" not in headers:
                 return None
             body: dict[str, Any] = json.loads(record.value)
@@ -109,7 +109,7 @@ class History:
 
 
 def _id_of(record: ConsumerRecord) -> str:
-    return next((value.decode() for name, value in record.headers if name == "ce_id"), "")
+    return next(((value or b"").decode(errors="replace") for name, value in record.headers if name == "ce_id"), "")
 
 
 async def follow(kafka: dict[str, Any], history: History, until_idle_s: float | None) -> None:

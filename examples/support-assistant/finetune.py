@@ -1,4 +1,4 @@
-"""Fine-tune a small model on this folder's rows and compare it with its base, through the `openai` package alone.
+"""Fine-tune a small model on this folder's rows and compare it with its base, by the `openai` package (`rich` draws).
 
     OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=sk-lut-... python examples/support-assistant/finetune.py
 

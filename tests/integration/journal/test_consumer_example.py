@@ -91,6 +91,7 @@ async def test_a_record_that_is_no_fact_does_not_stop_it(
         poison = [b"no json", b"[]", b'{"thing":"x"}', b'{"thing":"x","seq":%d,"type":"t","at":"t"}' % 2**70]
         headers = [("ce_source", b"luthier/other"), ("ce_id", b"x")]
         messages = [Message(story.id.encode(), value, headers) for value in poison]
+        messages.append(Message(story.id.encode(), b"{}", [("ce_id", b"\xff")]))
         await writer.send(TOPICS[Kind.JOB].name, partition_of(Kind.JOB, story.id), messages)
         await story.tell(JobCancelled(), op_id="c")
         await until(lambda: emptied(db), what="empty outboxes")

@@ -428,7 +428,7 @@ class JobCancelled(JobFact):
 
 
 class JobRestarted(JobFact):
-    """A user re-opened a job that had ended; attempts go on counting."""
+    """A user re-opened a job that had ended; attempts go on counting. No address of the API states it yet."""
 
     def remembers(self) -> dict[str, Any]:
         return {"wanted": "run", "error": None, "strikes": 0, "finished_at": None, "datasets": {}}

@@ -22,7 +22,11 @@ class FailureReason(StrEnum):
         "user",
         "A data file has lines that cannot be trained on; the error names the first of them.",
     )
-    INVALID_N_EXAMPLES = "invalid_n_examples", "user", "The training file has fewer examples than the minimum."
+    INVALID_N_EXAMPLES = (
+        "invalid_n_examples",
+        "user",
+        "The training file has fewer examples than the minimum, or more than the maximum.",
+    )
     CHECK_LIMITS_EXCEEDED = "check_limits_exceeded", "user", "Reading a data file took more memory or time than it may."
     FILE_MISSING = "file_missing", "user", "A data file was deleted before the job could read it."
     ROW_TOO_LONG = (
