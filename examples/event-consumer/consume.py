@@ -89,7 +89,7 @@ class History:
             source, thing, content = headers["ce_source"], str(body["thing"]), json.dumps(body, sort_keys=True)
             row = (source, headers["ce_id"], thing, int(body["seq"]), str(body["type"]), str(body["at"]), content)
             self._db.execute("insert or ignore into fact values (?, ?, ?, ?, ?, ?, ?, 0)", row)
-        except (ValueError, LookupError, TypeError, OverflowError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             sys.stderr.write(f"{record.topic}/{record.partition}/{record.offset} is no fact\n")
             return None
         return source, thing

@@ -216,5 +216,7 @@ async def test_a_filter_that_is_given_twice_with_different_values_is_refused(api
 async def test_a_switch_that_is_neither_true_nor_false_is_refused(api: Api) -> None:
     async with api.http() as http:
         refused = await http.get("/v1/fine_tuning/jobs", headers={"x-luthier-strict": "1"})
+        before_any_deed = await http.post("/v1/fine_tuning/jobs", json={}, headers={"x-luthier-strict": "yes"})
+    assert before_any_deed.json()["error"]["param"] == "x-luthier-strict"
     error = refused.json()["error"]
     assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", "x-luthier-strict")

@@ -282,7 +282,7 @@ async def test_the_mka1_client_chats_whole_and_streamed(api: Api) -> None:
         ({"base": "x"}, 400, "base", "unknown_parameter"),
         ({"messages": "hi"}, 400, "messages", "invalid_value"),
         ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "missing_required_parameter"),
-        ({"messages": [{**HI, "name": "ann"}]}, 400, "messages[0].name", "unsupported_parameter"),
+        ({"messages": [{**HI, "colour": "red"}]}, 400, "messages[0].colour", "unsupported_parameter"),
         ({"messages": [HI, {**HI, "audio": {"id": "x"}}]}, 400, "messages[1].audio", "unsupported_parameter"),
         ({"messages": [CACHED]}, 400, "messages[0].content[0].cache_control", "unsupported_parameter"),
         ({"seed": True}, 400, "seed", "invalid_value"),

@@ -66,6 +66,9 @@ async def test_a_lost_node_is_forgotten_when_its_runs_are_lost_and_joins_again(w
     assert await asyncio.to_thread(ask, "forget", NODE) == (0, f"{NODE} has left, and its slots are free\n")
     node = await node_of(world)
     assert (node["phase"], node["slots"][0]["holder"], node["seq"]) == ("left", None, 3)
+    used = await world.db["usage"].find_one({"job": story.id, "attempt": 1})
+    assert used is not None
+    assert (used["node"], used["slots"], used["to"]) == (NODE, [0], node["renewed_at"])
 
     await world.supervisor().renew()
     back = await node_of(world)

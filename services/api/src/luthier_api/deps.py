@@ -9,10 +9,9 @@ from litestar import Request
 from luthier_api.around.idempotency import CORE, DONE_BEFORE, REPEAT, RETRY
 from luthier_api.around.process import Around
 from luthier_api.domain import DialectName, Principal, Scope, View
-from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.idempotency import Ids, read_patience, read_retry
 from luthier_api.keys import KeyRing
-from luthier_api.middleware import key_of, request_id_of
+from luthier_api.middleware import STRICT_HEADER, key_of, request_id_of
 from luthier_api.services.api_keys import KeyService
 from luthier_api.services.creation import JobCreation, Sent
 from luthier_api.services.deletion import JobDeletion
@@ -44,7 +43,6 @@ from luthier_common.kit.mongo import Database
 from luthier_common.kit.objects import ObjectStore
 
 DIALECT = "dialect"
-STRICT_HEADER = "x-luthier-strict"
 AnyRequest = Request[Principal, Any, Any]
 
 
@@ -89,8 +87,6 @@ class Services:
     def view(self) -> View:
         dialect: DialectName = self._request.route_handler.opt.get(DIALECT, "openai")
         asked = self._request.headers.get(STRICT_HEADER)
-        if asked is not None and asked.lower() not in ("true", "false"):
-            raise ApiError(ErrorCode.INVALID_VALUE, "It must be true or false.", param=STRICT_HEADER)
         return View(dialect, is_strict=self._request.user.is_strict if asked is None else asked.lower() == "true")
 
     @cached_property

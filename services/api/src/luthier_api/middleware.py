@@ -26,6 +26,7 @@ PUBLIC = "public"
 SCOPE = "scope"
 FILTERS = "filters_metadata"
 API_VERSIONS = "api_versions"
+STRICT_HEADER = "x-luthier-strict"
 KEY_HEADERS = (b"x-api-key", b"api-key")
 MAX_END_USER = 256
 _ID = "request_id"
@@ -162,6 +163,8 @@ class Admission(ASGIMiddleware):
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         handler = scope["route_handler"]
         check_scope(scope["user"], handler)
+        if (header_of(scope, STRICT_HEADER.encode()) or b"true").lower() not in (b"true", b"false"):
+            raise ApiError(ErrorCode.INVALID_VALUE, f"{STRICT_HEADER} must be true or false.", param=STRICT_HEADER)
         if scope["query_string"]:
             check_query(ASGIConnection(scope), handler)
         await next_app(scope, receive, send)

@@ -12,6 +12,7 @@ from luthier_common.kit.errors import LuthierError
 from luthier_common.kit.mongo import Database, Doc
 
 ACTOR = Actor(room="api")
+_JOB_FIELDS = ("org", "project", "attempt", "members")
 
 
 class NodeError(LuthierError):
@@ -39,6 +40,7 @@ async def forget_node(db: Database, name: str) -> None:
         raise NodeError(f"{name} is live: stop its service, or wait until the scheduler calls it lost")
     if job := await _running_job(db, node):
         raise NodeError(f"the run of {job} there is not called lost yet: is a scheduler at work?")
+    await _book(db, node)
     if not await _has_left(db, node):
         raise NodeError(f"{name} changed meanwhile; look again")
     _tell(f"{name} has left, and its slots are free")
@@ -50,6 +52,30 @@ async def _running_job(db: Database, node: Doc) -> str | None:
     ]
     running = await db["jobs"].find_one({"phase": {"$in": list(HELD)}, "$or": held}, {"_id": 1}) if held else None
     return str(running["_id"]) if running else None
+
+
+async def _book(db: Database, node: Doc) -> None:
+    """The usage of the runs whose slots it freed no more, until it last said that it lives; a first row stays."""
+    claims: dict[str, tuple[Doc, list[int]]] = {}
+    for slot in node["slots"]:
+        if (holder := slot["holder"]) is not None:
+            key = f"{holder['job']}/a{holder['attempt']}/{node['_id']}/{holder['claim']}"
+            claims.setdefault(key, (holder, []))[1].append(slot["index"])
+    for key, (holder, slots) in claims.items():
+        job = await db["jobs"].find_one({"_id": holder["job"]}, dict.fromkeys(_JOB_FIELDS, 1))
+        if job is None or not _was_placed(job, holder["attempt"], node["_id"]):
+            continue
+        row = {"job": holder["job"], "attempt": holder["attempt"], "node": node["_id"], "slots": slots}
+        row |= {"from": holder.get("claimed_at"), "to": node["renewed_at"]}
+        row |= {"org": job["org"], "project": job["project"]}
+        await db["usage"].update_one({"_id": key}, {"$setOnInsert": row}, upsert=True)
+
+
+def _was_placed(job: Doc, attempt: int, node: str) -> bool:
+    """As the trainer sees it: a document of a later attempt no longer says where this one ran."""
+    return job["attempt"] > attempt or (
+        job["attempt"] == attempt and any(member["node"] == node for member in job.get("members") or ())
+    )
 
 
 async def _has_left(db: Database, node: Doc) -> bool:

@@ -14,7 +14,7 @@ from itertools import count
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.mongo import Database
-from luthier_common.kit.room import TRANSIENT_ERRORS
+from luthier_common.kit.room import TRANSIENT_ERRORS, is_transient
 
 log = logging.getLogger(__name__)
 PAUSE_AFTER_FAULT_S = 30.0
@@ -101,9 +101,10 @@ class Workers:
             finally:
                 renewal.cancel()
                 await leases.release(self._db, lease)
-        except TRANSIENT_ERRORS as error:
-            log.warning("%s is tried again: %s", lease_name, type(error).__name__)
-        except Exception:
+        except Exception as error:
+            if is_transient(error):
+                log.warning("%s is tried again: %s", lease_name, type(error).__name__)
+                return False
             log.exception("%s failed and rests", lease_name)
             self._not_before_s[lease_name] = self._clock.monotonic_s() + PAUSE_AFTER_FAULT_S
         else:

@@ -108,14 +108,18 @@ class EnginePool:
         found = self._touch(base["digest"])
         if found is not None:
             return found
-        if self.is_resting(base["digest"]):
-            raise BaseUnloadableError(f"{base['_id']} could not be loaded here a moment ago; try again later.")
+        self._check_rest(base)
         task = asyncio.create_task(self._load(base))
         try:
             return await asyncio.wait_for(asyncio.shield(task), wait_s)
         except TimeoutError as error:
             task.add_done_callback(_log_failure)
             raise EngineLoadingError("The model is still being loaded; try again.") from error
+
+    def _check_rest(self, base: Doc) -> None:
+        """Those who wait while a load fails do not each try it once more."""
+        if self.is_resting(base["digest"]):
+            raise BaseUnloadableError(f"{base['_id']} could not be loaded here a moment ago; try again later.")
 
     async def close(self) -> None:
         """End all engines."""
@@ -135,6 +139,7 @@ class EnginePool:
             found = self._touch(base["digest"])
             if found is not None:
                 return found
+            self._check_rest(base)
             try:
                 directory = await self._fetch(base)
                 await self._make_room(names_of(base))
@@ -163,13 +168,16 @@ class EnginePool:
             self._loaded[former.digest] = replace(former, names=(f"{name}@{former.digest[:12]}",))
 
     async def _make_room(self, wanted: Sequence[str]) -> None:
-        """Forget the base used longest ago that is idle, and is not the default one unless that is replaced."""
-        default = self._settings.default_base
+        """Forget the base used longest ago that is idle, and is not the default one unless that is replaced.
+
+        Where there is room for one base only, the default one and what it was before take turns.
+        """
+        default, has_one = self._settings.default_base, self._settings.engine_max_bases == 1
         while len(self._loaded) >= self._settings.engine_max_bases:
             idle = [
                 base
                 for base in self._loaded.values()
-                if base.engine.num_pending == 0 and (default not in base.names or default in wanted)
+                if base.engine.num_pending == 0 and (has_one or default not in base.names or default in wanted)
             ]
             if not idle:
                 raise EngineLoadingError("All base models in memory are in use; try again.")

@@ -46,14 +46,12 @@ class Serving:
         return default if default and self._settings.engine_max_bases == 1 else bases
 
     async def list_ready(self) -> list[Doc]:
-        """The entries to announce: loaded, or to be loaded on demand. The default base counts only when it is loaded,
-        and no base while it rests because this machine could not load it."""
-        return [base for base in await self.list_served() if self._is_ready(base)]
+        """The entries to announce: loaded, or loaded on demand. The default base counts only when it is loaded."""
+        return [base for base in await self.list_served() if not self._is_default(base) or self._pool.has(base["_id"])]
 
-    def _is_ready(self, base: Doc) -> bool:
-        if self._is_default(base):
-            return self._pool.has(base["_id"])
-        return not self._pool.is_resting(base["digest"])
+    def is_resting(self, base: Doc) -> bool:
+        """Whether this machine could not load the base, and does not try it again yet."""
+        return self._pool.is_resting(base["digest"])
 
     def _is_default(self, base: Doc) -> bool:
         return self._settings.default_base in names_of(base)

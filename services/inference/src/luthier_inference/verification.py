@@ -69,7 +69,8 @@ class Verifier:
         self._waits_since_s = {key: since_s for key, since_s in self._waits_since_s.items() if key in waiting}
         if not jobs:
             return
-        served = {name for base in await self._serving.list_ready() for name in names_of(base)}
+        bases = [base for base in await self._serving.list_ready() if not self._serving.is_resting(base)]
+        served = {name for base in bases for name in names_of(base)}
         for job in jobs:
             if job["spec"]["model"] in served:
                 await self._try_or_wait(job)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from luthier_common.kit.room import TRANSIENT_ERRORS
+from luthier_common.kit.room import is_transient
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -27,8 +27,9 @@ class Insist:
         while True:
             try:
                 return await work()
-            except TRANSIENT_ERRORS as error:
-                if time.monotonic() - began_at > self._cap_s or self._is_given_up():
+            except Exception as error:
+                is_over = time.monotonic() - began_at > self._cap_s or self._is_given_up()
+                if is_over or not is_transient(error):
                     raise
                 log.warning("%s: %s; trying again", type(error).__name__, error)
             await asyncio.sleep(pause_s)

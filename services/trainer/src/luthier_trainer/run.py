@@ -14,7 +14,7 @@ from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.logs import bind
 from luthier_common.kit.objects import ObjectStore
-from luthier_common.kit.room import TRANSIENT_ERRORS
+from luthier_common.kit.room import TRANSIENT_ERRORS, is_transient
 from luthier_common.kit.telemetry import linked_trace, span_of
 from luthier_trainer.domain import Assignment, AttemptOverError, failure_of, run_failed, tells_of_node
 from luthier_trainer.executor import LOG_FILE, Child, Executor
@@ -121,9 +121,6 @@ class Run:
             return await self._train_or_raise()
         except PreparationError as error:
             return run_failed(error.reason, error.message)
-        except TRANSIENT_ERRORS as error:
-            log.exception("the run cannot go on: %s: %s", type(error).__name__, error)
-            return run_failed(FailureReason.STORAGE)
         except AttemptOverError as error:
             log.info("the attempt is over: %s", error)
             self._is_over = True
@@ -131,6 +128,8 @@ class Run:
         # The edge of a run: whatever it is, the job must hear of it.
         except Exception as error:
             log.exception("the run failed")
+            if is_transient(error):
+                return run_failed(FailureReason.STORAGE)
             return run_failed(FailureReason.INTERNAL, type(error).__name__)
 
     async def _train_or_raise(self) -> RunFact:
@@ -203,7 +202,9 @@ class Run:
             self._poked.clear()
             try:
                 wanted = await self._renew()
-            except TRANSIENT_ERRORS as error:
+            except Exception as error:
+                if not is_transient(error):
+                    raise
                 if time.monotonic() - renewed_at > self._settings.unreachable_cap_s:
                     log.exception("the database stays away: %s", type(error).__name__)
                     self._abandon()

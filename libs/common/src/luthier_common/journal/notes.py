@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from luthier_common.contract.topics import COLLECTIONS, Kind
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, Database, Doc, update_each
+from luthier_common.kit.mongo import Database, Doc, is_outage, update_each
 
 log = logging.getLogger(__name__)
 WRITE_AFTER_S = 0.05
@@ -61,7 +61,9 @@ class Notes:
                 await failpoint("relay.before_note")
                 await asyncio.gather(*(self._write(kind, notes) for kind in COLLECTIONS))
                 await failpoint("relay.after_note")
-            except OUTAGES as error:
+            except Exception as error:
+                if not is_outage(error):
+                    raise
                 log.warning("the places of %s facts could not be noted; they are sent again: %s", len(notes), error)
             finally:
                 self._notes = {key: note for key, note in self._notes.items() if notes.get(key) is not note}

@@ -21,6 +21,7 @@ from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc, is_outage, update_each, update_matching
+from luthier_common.kit.rests import Rests
 from luthier_common.kit.stream import Part, Reader, Record
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Projector:
         self._clock = clock
         self._held: dict[Part, _Held] = {}
         self._renewed_at_s = -1e9
-        self._modest_until_s = -1e9
+        self._modesty = Rests[str](clock, first_s=presence.MODEST_S, most_s=presence.MOST_MODEST_S)
         self._swept_at_s = 0.0
         self._assigned = False
         self._projected = projected
@@ -88,8 +89,10 @@ class Projector:
             batches, out_of_range = await self._reader.read(wait_ms=wait_ms)
         except TransientError:
             self._assigned = False
-            self._modest_until_s = self._clock.monotonic_s() + presence.MODEST_S
+            if not self._modesty.is_resting(ROOM):
+                self._modesty.begin(ROOM)
             raise
+        self._modesty.end(ROOM)
         for part in out_of_range:
             await self._restart(part)
         await self._project({part: records for part, records in batches.items() if records and part in self._held})
@@ -112,7 +115,7 @@ class Projector:
         if since_s > LEASE_S:
             telemetry.saw_lag({})  # the leases have run out: who holds them now says it
         before = set(self._held)
-        is_modest = self._clock.monotonic_s() < self._modest_until_s
+        is_modest = self._modesty.is_resting(ROOM)
         claim = (self._db, ROOM, self._owner, len(_PARTS))
         share = await presence.claim_share(*claim, within_s=LEASE_S, is_modest=is_modest)
         for part in presence.given_up(list(self._held), len(self._held) - share):  # nothing is under way here

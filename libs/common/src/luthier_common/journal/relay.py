@@ -64,7 +64,10 @@ class Relay:
         self._held_until: dict[Place, float] = {}
         self._held: dict[Place, leases.Lease] = {}
         self._left: set[Place] = set()
-        self._modest_until_s = -math.inf
+        self._leaving: set[Place] = set()
+        """To be given up when what is under way in them has ended."""
+        self._modesty = Rests[str](clock, first_s=presence.MODEST_S, most_s=presence.MOST_MODEST_S)
+        self._sent_at_s = -math.inf
 
     async def step(self, places: Iterable[Place] = ALL_PARTS) -> int:
         """Publish once what waits in these partitions, where they are mine; the number of facts whose sends have ended.
@@ -90,7 +93,8 @@ class Relay:
         return num_sent + self._collect()
 
     def _is_free(self, place: Place) -> bool:
-        return place not in self.under_way and not self._rests.is_resting(place)
+        is_idle = place not in self.under_way and place not in self._leaving
+        return is_idle and not self._rests.is_resting(place)
 
     def _collect(self) -> int:
         """What the sends that have ended published."""
@@ -137,7 +141,7 @@ class Relay:
         ]
         if not due:
             return
-        claim, is_modest = (self._db, ROOM, self._owner, len(ALL_PARTS)), now < self._modest_until_s
+        claim, is_modest = (self._db, ROOM, self._owner, len(ALL_PARTS)), self._modesty.is_resting(ROOM)
         share = await presence.claim_share(*claim, within_s=LEASE_S, is_modest=is_modest)
         await self._give_up(len(self._held) - share)
         mine = {place: self._held[place] for place in due if place in self._held}
@@ -151,9 +155,12 @@ class Relay:
                 await self._hold(place, 0.0 if len(self._held) < share else LEASE_S)
 
     async def _give_up(self, num_more: int) -> None:
-        """Let others have so many, where nothing is under way. What was sent is noted first, and so not sent twice."""
-        idle = [place for place in self._held if place not in self.under_way]
-        given = {place: self._held.pop(place) for place in presence.given_up(idle, num_more)}
+        """Let others have so many. What was sent is noted first, and so not sent twice."""
+        leaving = [place for place in self._held if place in self._leaving]
+        others = [place for place in self._held if place not in self._leaving]
+        chosen = [*leaving, *presence.given_up(others, num_more)][: max(0, num_more)]
+        self._leaving = {place for place in chosen if place in self.under_way}
+        given = {place: self._held.pop(place) for place in chosen if place not in self._leaving}
         for place in given:
             self._held_until.pop(place, None)
         if given:
@@ -204,6 +211,8 @@ class Relay:
             await self._leave(place, error)
             return 0
         self._rests.end(place)
+        self._modesty.end(ROOM)
+        self._sent_at_s = self._clock.monotonic_s()
         num_published.add(len(envelopes), {"topic": TOPICS[kind].name})
         await failpoint("relay.after_send")
         self._notes.add(kind, part, {(e.thing, e.seq): offset for e, offset in zip(envelopes, offsets, strict=True)})
@@ -212,7 +221,9 @@ class Relay:
     async def _leave(self, place: Place, error: TransientError) -> None:
         """Let a partition rest; another relay, which may reach it, can have its lease at once."""
         rest_s = self._rests.begin(place)
-        self._modest_until_s = self._clock.monotonic_s() + presence.MODEST_S
+        is_cut_off = self._clock.monotonic_s() - self._sent_at_s > LEASE_S
+        if is_cut_off and not self._modesty.is_resting(ROOM):
+            self._modesty.begin(ROOM)
         log.warning("the relay waits %g s before it tells %s/%s: %s", rest_s, TOPICS[place[0]].name, place[1], error)
         self._ask_at.pop(place, None)
         if (lease := self._held.pop(place, None)) is not None:

@@ -22,7 +22,7 @@ from luthier_common.contract.events import FACTS
 from luthier_common.contract.topics import DEAD_LETTERS, Topic
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.kafka_access import OPEN, KafkaAccess, why_refused
-from luthier_common.kit.mongo import OUTAGES
+from luthier_common.kit.mongo import is_outage
 from luthier_common.kit.stream import REQUEST_TIMEOUT_MS
 from luthier_common.kit.telemetry import meter, span_of, use_traceparent
 
@@ -112,9 +112,9 @@ def _handler(broker: KafkaBroker, on_fact: OnFact) -> Callable[[KafkaMessage], A
         try:
             with _heard(envelope):
                 await _handle_patiently(on_fact, envelope)
-        except OUTAGES:
-            raise
         except Exception as error:
+            if is_outage(error):
+                raise
             log.exception("a fact could not be handled", extra={"fact": envelope.id})
             await _bury(broker, message, error)
 
@@ -134,7 +134,9 @@ async def _handle_patiently(on_fact: OnFact, envelope: Envelope) -> None:
         try:
             await failpoint("broker.before_handle")
             await on_fact(envelope)
-        except OUTAGES:
+        except Exception as error:
+            if not is_outage(error):
+                raise
             await asyncio.sleep(delay_s)
         else:
             return

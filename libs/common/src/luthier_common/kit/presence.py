@@ -1,6 +1,5 @@
 """Which rooms are there, by what they write in database time. For `/readyz` and people, and a hint for fair shares."""
 
-import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -9,7 +8,8 @@ from luthier_common.kit.mongo import Database, Doc
 Thing = TypeVar("Thing")
 COLLECTION = "presence"
 MODEST_S = 60.0
-"""Who could not do its work is modest for so long: others may be able to."""
+MOST_MODEST_S = 600.0
+"""Who could not do its work is modest for a while, longer each time: others may be able to."""
 
 
 async def announce(db: Database, room: str, instance: str) -> None:
@@ -27,13 +27,17 @@ async def is_present(db: Database, room: str, *, within_s: float = 15.0) -> bool
 async def claim_share(
     db: Database, room: str, instance: str, num_things: int, *, within_s: float, is_modest: bool
 ) -> int:
-    """Announce, and say how many of `num_things` fall to each instance of `room` that did so within `within_s`.
+    """Announce, and say how many of `num_things` fall to this one of the instances that did so within `within_s`.
 
     A modest one does not announce itself, and leaves all to the others where there are any.
     """
     await (leave if is_modest else announce)(db, room, instance)
-    num_present = await db[COLLECTION].count_documents(_fresh(room, within_s))
-    return 0 if is_modest and num_present else math.ceil(num_things / max(1, num_present))
+    present = sorted([row["_id"] async for row in db[COLLECTION].find(_fresh(room, within_s), {"_id": 1})])
+    mine = f"{room}/{instance}"
+    if mine not in present:
+        return 0 if is_modest and present else num_things
+    each, num_left = divmod(num_things, len(present))
+    return each + (present.index(mine) < num_left)
 
 
 def given_up(held: Sequence[Thing], num_more: int) -> list[Thing]:

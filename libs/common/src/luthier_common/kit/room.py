@@ -35,6 +35,13 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 TRANSIENT_ERRORS: tuple[type[Exception], ...] = (KafkaError, OSError, TimeoutError, *OUTAGES)
+
+
+def is_transient(error: Exception) -> bool:
+    """One of `TRANSIENT_ERRORS`, or a database that is there and cannot answer yet: the same call may succeed."""
+    return isinstance(error, TRANSIENT_ERRORS) or is_outage(error)
+
+
 # A second less than what supervisors give before they kill.
 STOP_AFTER_S = 14.0
 CLOSE_LIMIT_S = 3.0
@@ -107,7 +114,7 @@ class Room:
                 await work()
                 failures = 0
             except Exception as error:
-                if not (isinstance(error, TRANSIENT_ERRORS) or is_outage(error)):
+                if not is_transient(error):
                     raise
                 failures += 1
                 told = _log.warning if failures in (1, 10) or failures % 100 == 0 else _log.debug

@@ -31,7 +31,7 @@ PASSED_ON = frozenset(
 """Parameters that are honoured, or refused with a value that cannot be."""
 MAX_CHOICES = 8
 MESSAGE_KEYS = frozenset(
-    {"role", "content", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"}
+    {"role", "content", "name", "refusal", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"}
 )
 TEXT_KEYS = frozenset({"type", "text"})
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -145,7 +145,7 @@ def read_chat(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_messages(messages: list[Any]) -> None:
-    """What a template would not see is refused by name, unless it is empty; the engine checks the rest."""
+    """What no row to train on may hold either is refused by name, unless it is empty; the engine checks the rest."""
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             continue
