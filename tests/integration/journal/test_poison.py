@@ -63,5 +63,6 @@ async def test_what_the_list_cannot_hold_is_passed_over(
 
         await until(is_told, what="the fact behind them")
         assert await told() == [1, 2]
-    assert caplog.messages.count("a message is no fact") == len(POISON)
+    passed_over = {getattr(record, "at", None) for record in caplog.records if record.message == "a message is no fact"}
+    assert len(passed_over) == len(POISON)
     await writer.close()

@@ -120,7 +120,8 @@ def example_message(shape: type[Fact]) -> tuple[Envelope, list[tuple[str, bytes]
     sources = {source for row in rows for source in row.sources}
     was_placed = shape.kind is Kind.JOB and not sources <= {NEW, "checking"}
     owner = ("system", "system") if shape.kind is Kind.NODE else ("org-default", "proj-default")
-    actor = Actor(key_id="key-1", request_id=f"req-{_CORE}") if rows[0].room == "api" else Actor(room=rows[0].room)
+    room = rows[0].room.split(", ")[0]
+    actor = Actor(key_id="key-1", request_id=f"req-{_CORE}") if room == "api" else Actor(room=room)
     envelope = Envelope(
         kind=shape.kind,
         thing=_THINGS[shape.kind],

@@ -123,8 +123,7 @@ JOB = Lifecycle(
         Row(("trained", "verified"), f.JobFailed, "failed", "registry"),
         Row(("staged",), f.ServingVerified, "verified", "inference"),
         Row(("staged",), f.ServingRefused, "failed", "inference"),
-        Row(("staged",), f.ServingSkipped, "verified", "registry"),
-        Row(("staged",), f.ServingSkipped, "verified", "inference"),
+        Row(("staged",), f.ServingSkipped, "verified", "registry, inference"),
         Row(("verified",), f.ModelRegistered, "succeeded", "registry"),
         Row(
             ("checking", "waiting", *HELD, "trained", "staged", "verified", "paused"),

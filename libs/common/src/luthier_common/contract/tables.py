@@ -97,7 +97,7 @@ def _rows_of(shape: type[Fact]) -> list[Row]:
 
 
 def _rooms(shape: type[Fact]) -> str:
-    return ", ".join(_once(row.room for row in _rows_of(shape)))
+    return ", ".join(_once(room for row in _rows_of(shape) for room in row.room.split(", ")))
 
 
 def _targets(shape: type[Fact]) -> str:
