@@ -24,8 +24,14 @@ async def test_a_topic_that_was_made_with_fewer_partitions_gets_the_others(real_
     await ensure_topics(url, topics=[topic])
     producer = AIOKafkaProducer(bootstrap_servers=url, enable_idempotence=False)
     await producer.start()
+
+    async def are_known() -> bool:
+        """Brokers hear of new partitions a moment after the controller has made them."""
+        await producer.client.force_metadata_update()
+        return set(await producer.partitions_for(topic.name)) == {0, 1, 2}
+
     try:
-        assert await producer.partitions_for(topic.name) == {0, 1, 2}
+        await until(are_known, what="all partitions")
     finally:
         await producer.stop()
 
