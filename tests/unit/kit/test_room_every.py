@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from pymongo.errors import CursorNotFound, OperationFailure
 
+from builders.waiting import until
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.room import Room
 
@@ -81,9 +82,11 @@ async def test_work_that_hangs_makes_the_process_unhealthy(room: Room) -> None:
     async def work() -> None:
         await asyncio.Event().wait()
 
+    async def is_stale() -> bool:
+        return room.health.stale() == ["relay"]
+
     task = room.spawn("relay", room.every(0.01, work, stale_after_s=0.1))
-    await asyncio.sleep(0.3)
-    assert room.health.stale() == ["relay"]
+    await until(is_stale, what="the loop that hangs")
     task.cancel()
 
 

@@ -83,7 +83,9 @@ class Verifier:
             raise
         except Exception as error:
             code = getattr(error, "code", type(error).__name__)
-            logger.warning("a finished model must wait", extra={"job_id": job["_id"], "code": code}, exc_info=True)
+            is_unforeseen = not isinstance(error, LuthierError)
+            told = {"job_id": job["_id"], "code": code}
+            logger.warning("a finished model must wait", extra=told, exc_info=is_unforeseen)
             now_s, patience_s = self._clock.monotonic_s(), self._settings.verify_patience_s
             if now_s - self._waits_since_s.setdefault(_attempt_of(job), now_s) >= patience_s:
                 reason = f"no engine could try it for {patience_s:g} s, last for {code}"
