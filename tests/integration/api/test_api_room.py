@@ -1,5 +1,6 @@
 """A project has so much room for what it stores, and no more."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,17 @@ async def test_what_does_not_fit_is_refused_by_name_and_leaves_nothing(narrow: A
         assert (await send(http, 1))[0] == 403
         await http.delete(f"/v1/files/{first['id']}")
         assert (await send(http, 700_000))[0] == 200, "what was deleted makes room at once"
+
+
+async def test_uploads_at_once_fill_no_more_than_the_room(narrow: Api) -> None:
+    async with narrow.http(await narrow.new_key("admin", project="proj-at-once")) as http:
+        answers = await asyncio.gather(*(send(http, 400_000) for _ in range(6)))
+        listed = (await http.get("/v1/files")).json()["data"]
+    stored = [status for status, _ in answers if status == 200]
+    assert len(stored) == len(listed) <= MOST // 400_000
+    assert {body["error"]["code"] for status, body in answers if status != 200} == {"storage_limit_exceeded"}
+    kept = narrow.db["objects"].find({"project": "proj-at-once"})
+    assert [row["bytes"] async for row in kept] == [400_000] * len(stored), "what was refused leaves nothing"
 
 
 async def test_another_project_has_room_of_its_own(narrow: Api) -> None:

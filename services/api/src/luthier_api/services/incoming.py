@@ -16,7 +16,7 @@ class Incoming:
     """One new object of a project: `put`, then `keep`; what is not kept when the block ends is taken away.
 
     After a crash the ledger's sweeper takes it away, unless the thing that `reference` names was made. With
-    `most_stored` the project may store so many bytes in all; several uploads at once may each fill what is left.
+    `most_stored` the project may store so many bytes in all, and uploads at once together no more than that.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Incoming:
         self._reference = reference
         self._within_s = within_s
         self._is_loose = False
+        self._param = ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -49,17 +50,16 @@ class Incoming:
 
     async def put(self, chunks: AsyncIterator[bytes], *, most: int, param: str) -> Stored:
         """Store the chunks; ApiError naming `param` when there are none, or more than `most` bytes or the room left."""
-        org, project = self._principal.org, self._principal.project
         too_large = ApiError(ErrorCode.TOO_LARGE, f"The file is larger than {most} bytes.", param=param)
-        if self._most_stored is not None:
-            left = self._most_stored - await ledger.count_bytes(self._db, org, project)
-            if left < most:
-                most, code = max(0, left), ErrorCode.STORAGE_LIMIT
-                too_large = ApiError(code, code.sentence, param=param)
+        left = await self._room()
+        if left is not None and left < most:
+            most, too_large = max(0, left), _no_room(param)
         self._is_loose = True
+        who, within_s = self._principal, self._within_s
         await ledger.intend(
-            self._db, self._key, reference=self._reference, within_s=self._within_s, org=org, project=project
+            self._db, self._key, reference=self._reference, within_s=within_s, org=who.org, project=who.project
         )
+        self._param = param
         stored = await self._objects.put(self._key, _limited(chunks, most, too_large))
         await failpoint("api.after_put")
         if not stored.bytes:
@@ -73,13 +73,27 @@ class Incoming:
         )
         if not kept:
             raise ApiError(ErrorCode.UPLOAD_TIMEOUT, "The upload took too long.")
+        left = await self._room()
+        if left is not None and left < 0:  # others that came meanwhile count too
+            raise _no_room(self._param)
         self._is_loose = False
         await failpoint("api.after_keep")
+
+    async def _room(self) -> int | None:
+        """How many bytes the project may still store; None where nothing bounds it."""
+        if self._most_stored is None:
+            return None
+        who = self._principal
+        return self._most_stored - await ledger.count_bytes(self._db, who.org, who.project)
 
     async def drop(self) -> None:
         """Take the object away at once."""
         self._is_loose = False
         await ledger.abandon(self._db, self._objects, self._key)
+
+
+def _no_room(param: str) -> ApiError:
+    return ApiError(ErrorCode.STORAGE_LIMIT, ErrorCode.STORAGE_LIMIT.sentence, param=param)
 
 
 async def _limited(chunks: AsyncIterator[bytes], most: int, too_large: ApiError) -> AsyncIterator[bytes]:
