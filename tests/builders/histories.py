@@ -7,6 +7,11 @@ from luthier_common.contract.lifecycle import LIFECYCLES, NEW
 from luthier_common.contract.topics import Kind
 from luthier_common.kit.mongo import Doc
 
+USERS_ROOM, TEST = "api", "test"
+"""A user acts through the api; a test that states facts itself says so."""
+STORED = {"CheckpointSaved": "blob", "RunFinished": "artifact"}
+"""Facts that name what their attempt has stored, and in which field."""
+
 
 def broken_history(kind: Kind, thing: Doc, rows: Sequence[Doc]) -> Iterator[str]:
     """Sentences on one thing; `rows` are its events in order of seq."""
@@ -72,6 +77,8 @@ def _replay(kind: Kind, name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[
         if moved is None:
             yield f"I4 {name}: event {row['seq']} ({row['type']}) is no move from {phase}"
             return
+        if (room := row["body"]["actor"]["room"] or USERS_ROOM) not in (TEST, *_rooms(kind, row["type"])):
+            yield f"I4 {name}: event {row['seq']} ({row['type']}) was stated by {room}, which may not"
         phase = moved
     if thing.get("outbox") or phase == NEW:
         return
@@ -80,6 +87,12 @@ def _replay(kind: Kind, name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[
             f"I4 {name}: it is {thing['status']} ({thing['phase']}) though its facts lead to "
             f"{life.status_of(phase)} ({phase})"
         )
+
+
+def _rooms(kind: Kind, fact: str) -> set[str]:
+    """Which rooms may state it."""
+    rows = (row for row in LIFECYCLES[kind].rows if row.fact.__name__ == fact)
+    return {room for row in rows for room in row.room.split(", ")}
 
 
 def _attempts(name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[str]:
@@ -94,8 +107,8 @@ def _attempts(name: str, thing: Doc, rows: Sequence[Doc]) -> Iterator[str]:
         elif told != attempt:
             yield f"I5 {name}: {event} was accepted from attempt {told} while {attempt} is placed"
             attempt = max(attempt, told)
-        elif row["type"] == "CheckpointSaved" and row["body"]["data"]["attempt"] != attempt:
-            yield f"I5 {name}: {event} is of attempt {row['body']['data']['attempt']} while {attempt} is placed"
+        elif row["type"] in STORED and f"/a{attempt}/" not in row["body"]["data"][STORED[row["type"]]]["key"]:
+            yield f"I5 {name}: {event} names bytes of another attempt while {attempt} is placed"
         elif row["type"] == "RunStarted":
             if attempt in started:
                 yield f"I5 {name}: {event} starts attempt {attempt} a second time"

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ ONWARD = {
 }
 """What tends to happen next, so that histories go all the way; half of the deeds are drawn from all there are."""
 DONE_WORDS = ("applied", "placed")
+UNNAMED = ("place", "lose", "fail", "exhaust")
+"""Deeds without an op id or a natural key: whoever lost the answer cannot know his write from another's."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,10 @@ class Performed:
     def fits(self, at: int, judged: str) -> bool:
         """Whether call number `at` may have answered so, where the model judges so."""
         answer = self.answers[at]
-        # What a lost write has done is never denied; whether a room without an op id knows it for its own is open.
-        return answer in (None, judged) or (self.is_lost_inside and judged in DONE_WORDS)
+        if answer in (None, judged):
+            return True
+        is_settled = self.is_lost_inside and judged in DONE_WORDS
+        return is_settled and (answer == "duplicate" or self.deed.name in UNNAMED)
 
 
 class History:
@@ -59,7 +64,7 @@ class History:
         self.db, self.job_id = db, f"ftjob-{seed}-{number}"
         self.rooms, self.model = Rooms(db, self.job_id, self.dice), Model()
         self.steps: list[str] = []
-        self.num_calls = 0
+        self.answers: Counter[str] = Counter()
 
     async def run(self) -> "History":
         """To the end of its dice; AssertionError with the whole transcript when an answer or a document is wrong."""
@@ -102,7 +107,8 @@ class History:
         performed = await asyncio.gather(
             *(_perform(deed, num_lost, is_lost) for (deed, num_lost), is_lost in zip(plan, inside, strict=True))
         )
-        self.num_calls += sum(len(one.answers) for one in performed)
+        self.answers.update(answer or "thrown away" for one in performed for answer in one.answers)
+        self.answers["lost inside"] += sum(one.is_lost_inside for one in performed)
         self.steps.append(" | ".join(map(str, performed)))
         await self._look(performed)
 

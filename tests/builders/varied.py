@@ -51,6 +51,8 @@ class Stories:
         self.told: Counter[str] = Counter()
         self.cut_short: Counter[str] = Counter()
         self.models: list[str] = []
+        self.may_fail: dict[str, str] = {}
+        """The codes with which jobs are meant to fail."""
 
     async def tell(self, story: Story) -> None:
         """One story, to its end or to the first fault that it cannot go round."""
@@ -170,6 +172,7 @@ class Stories:
         deed = {DEED: secrets.token_hex(8)}
         job = await self._sdk.fine_tuning.jobs.create(model=TINY, training_file=bad.id, metadata=deed)
         self.acknowledged.add(job.id)
+        self.may_fail[job.id] = "invalid_file"
         await self._in_phase(job.id, *FINAL)
 
     async def an_upload_in_parts(self) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.plan import BROKER, MONGOD, SERVICES, Kind
+from chaos.plan import BROKER, MONGOD, SERVICES, Fault, Kind
 from chaos.watch import Recovery
 
 BACKLOG_LIMIT_S = 30.0
+DONE_SHARE = 0.6
+"""Of the faults of a kind: a victim that is not there when its turn comes, such as a training child, cannot be hurt."""
 Counts = Mapping[tuple[Kind, str], int]
 
 
@@ -24,7 +26,8 @@ class Report:
     jobs: Mapping[str, int]
     answers: Mapping[str, int]
     recoveries: Sequence[Recovery]
-    backlog_s: float | None
+    backlog_s: float
+    """After the last fault: the last moment at which a fact had waited for long."""
     settled_s: float
     findings: Sequence[str]
     notes: Sequence[str] = field(default_factory=tuple)
@@ -44,7 +47,7 @@ class Report:
             f"{kind:<20} {victim:<15} {self.done.get((kind, victim), 0):>5} {self.missed.get((kind, victim), 0):>6}"
             for kind, victim in sorted({*self.done, *self.missed})
         ]
-        longest, backlog = self.longest, self.backlog_s
+        longest = self.longest
         felt = "none" if longest is None else f"{_seconds(longest.seconds)} ({str(longest.fault).strip()})"
         return [
             f"seed {self.seed}, {self.seconds:g} s of faults",
@@ -55,11 +58,27 @@ class Report:
             f"jobs: {_listed(self.jobs)}",
             f"calls: {_listed(self.answers)}",
             f"longest recovery: {felt}",
-            f"after the last fault: nothing waited after {_seconds(backlog)} (limit {BACKLOG_LIMIT_S:g} s)",
+            f"after the last fault: nothing waited after {self.backlog_s:.1f} s (limit {BACKLOG_LIMIT_S:g} s)",
             f"after the last fault: every invariant looked at after {self.settled_s:.1f} s",
             *self.notes,
             *([f"{len(self.findings)} findings:", *self.findings] if self.findings else ["no invariant is broken"]),
         ]
+
+
+def unproven(report: Report, plan: Sequence[Fault]) -> list[str]:
+    """What a run must have shown, or it has shown nothing: faults that happened, jobs that went on under them."""
+    findings = []
+    if report.backlog_s > BACKLOG_LIMIT_S:
+        findings.append(f"I11 facts still waited {report.backlog_s:.1f} s after the last fault")
+    planned: Counter[Kind] = Counter(fault.kind for fault in plan)
+    for kind, number in planned.items():
+        if kind is not Kind.FILL_DISK and report.count(kind) < DONE_SHARE * number:
+            findings.append(f"only {report.count(kind)} of {number} faults of the kind {kind!r} happened")
+    if not report.jobs.get("succeeded"):
+        findings.append("no job succeeded")
+    if (longest := report.longest) is not None and longest.seconds is None:
+        findings.append(f"nothing went on after {str(longest.fault).strip()}")
+    return findings
 
 
 def alarms_in(logs: Path) -> list[str]:

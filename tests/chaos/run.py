@@ -13,36 +13,32 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
 
 from builders.bases import make_tiny_base, write_chat_file
-from builders.invariants import broken_invariants
 from builders.leftovers import stray_processes
 from builders.stub_trainer import set_pace
-from builders.topic_records import read_topics
+from builders.whole_stack import broken_stack
 from builders.workshop import TINY, stack_settings, wait_ready
 from chaos.disks import OBJECTS_MIB, RUNS_MIB, DiskRefusedError, SmallDisk
 from chaos.plan import LEASE_TTL_S, Fault, make_plan
-from chaos.report import BACKLOG_LIMIT_S, Report, alarms_in, errors_in
+from chaos.report import Report, alarms_in, errors_in, unproven
 from chaos.saboteur import Saboteur
 from chaos.users import Users, broken_promises
 from chaos.watch import Watch, recoveries
 from luthier_common.contract.topics import COLLECTIONS
-from luthier_common.kit import ledger
 from luthier_common.kit.mongo import OUTAGES, Database, open_mongo
-from luthier_common.kit.objects import open_objects
 from luthier_stack.stack import Stack
 
 SETTLE_S = 60.0
 FIRST_RUN_S = 30.0
 RECOVERY_S = 20.0
 """So long after the last fault users still create jobs, unless it is seen earlier that jobs go on."""
-STALE_S = 2.0
+STALE_S = 3.0
 PASSING: tuple[type[Exception], ...] = (*OUTAGES, OSError, AssertionError)
 """What may stand in the way of a look: a server that is still coming back."""
 _LOOK_EVERY_S = 0.5
@@ -61,6 +57,7 @@ class Chaos:
         self._users = users
         self._saboteur = Saboteur(stack, stack.home, disks)
         self._watch = Watch(stack.api_url, db)
+        self._backlog_s = 0.0
 
     async def run(self, seed: int, seconds: float, notes: list[str]) -> Report:
         watching = asyncio.create_task(self._watch.look())
@@ -69,22 +66,21 @@ class Chaos:
             await self._saboteur.wait_for_child(FIRST_RUN_S)
             await self._saboteur.carry_out(self._plan)
             over = time.monotonic()
+            backlog = asyncio.create_task(self._watch_backlog(over))
             await self._watch.until_recovered(over, RECOVERY_S)
             self._users.close()
-            backlog_s, _ = await asyncio.gather(self._backlog_gone(over), self._finish(working))
+            await asyncio.wait({working}, timeout=SETTLE_S)
             findings = await self._quiet(over)
             settled_s = time.monotonic() - over
-            if watching.done():
-                findings.append(f"the watch ended: {watching.exception()!r}")
+            backlog.cancel()
+            findings += _faults_of(users=working, watch=watching)
         finally:
             working.cancel()
             watching.cancel()
             await asyncio.wait({working, watching})
-        if backlog_s is None or backlog_s > BACKLOG_LIMIT_S:
-            findings.append(f"I11 facts still waited {BACKLOG_LIMIT_S:g} s after the last fault")
         findings += await broken_promises(self._db, self._users)
         done = Counter((one.fault.kind, one.fault.victim) for one in self._saboteur.done)
-        return Report(
+        report = Report(
             seed=seed,
             seconds=seconds,
             done=done,
@@ -92,26 +88,21 @@ class Chaos:
             jobs=Counter(await self._ends()),
             answers=self._users.answers,
             recoveries=recoveries(self._saboteur.done, self._watch.samples),
-            backlog_s=backlog_s,
+            backlog_s=self._backlog_s,
             settled_s=settled_s,
             findings=findings,
             notes=[*notes, *self._watch.odd, *errors_in(self._stack.home / "logs")],
         )
+        report.findings = [*findings, *unproven(report, self._plan)]
+        return report
 
-    async def _finish(self, working: asyncio.Task[None]) -> None:
-        """Users see all their jobs end, within the time to settle."""
-        await asyncio.wait({working}, timeout=SETTLE_S)
-
-    async def _backlog_gone(self, since: float) -> float | None:
-        """Seconds until no fact has waited longer than a moment; None when that did not come to be."""
-        while (waited_s := time.monotonic() - since) < SETTLE_S:
-            try:
-                if not await self._has_backlog():
-                    return waited_s
-            except OUTAGES:
-                pass
+    async def _watch_backlog(self, since: float) -> None:
+        """Until it is cancelled: when was the last moment at which a fact had waited for long."""
+        while True:
+            with suppress(*OUTAGES):
+                if await self._has_backlog():
+                    self._backlog_s = time.monotonic() - since
             await asyncio.sleep(_LOOK_EVERY_S)
-        return None
 
     async def _has_backlog(self) -> bool:
         late = {"$gt": [{"$subtract": ["$$NOW", {"$min": "$outbox.at"}]}, int(STALE_S * 1000)]}
@@ -122,32 +113,12 @@ class Chaos:
         """Look until nothing is broken; what still is when the time to settle has passed are the findings."""
         while True:
             try:
-                findings = await self._look()
+                findings = await broken_stack(self._stack, self._db, acknowledged=self._users.acknowledged)
             except PASSING as error:
                 findings = [f"the check could not be made: {type(error).__name__}: {error}"]
             if not findings or time.monotonic() - since > SETTLE_S:
                 return findings
             await asyncio.sleep(_CHECK_EVERY_S)
-
-    async def _look(self) -> list[str]:
-        """As it will be once the sweepers have come: they run here without their patience."""
-        stack = self._stack
-        async with (
-            open_objects(stack.env["LUTHIER_OBJECTS_URL"]) as objects,
-            AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=stack.admin_key, timeout=20.0) as api,
-        ):
-            if not await self._db["jobs"].find_one({"phase": {"$nin": ["succeeded", "failed", "cancelled"]}}):
-                await ledger.sweep(self._db, objects, older_than_s=0)
-                await objects.sweep(timedelta(0))
-            return await broken_invariants(
-                self._db,
-                events_of_topic=await read_topics(stack.env["LUTHIER_KAFKA_URL"]),
-                objects=objects,
-                api=api,
-                home=stack.home,
-                acknowledged=self._users.acknowledged,
-                all_ended=True,
-            ) + stray_processes(stack.home, os.getpid())
 
     async def _ends(self) -> list[str]:
         ends = []
@@ -155,6 +126,12 @@ class Chaos:
             code = (job.get("error") or {}).get("code")
             ends.append(f"{job['status']} ({code})" if code else str(job["status"]))
         return ends
+
+
+def _faults_of(**tasks: asyncio.Task[None]) -> list[str]:
+    """What ended those that had no reason to end."""
+    ended = {name: task.exception() for name, task in tasks.items() if task.done()}
+    return [f"the {name} ended with {fault!r}" for name, fault in ended.items() if fault is not None or name == "watch"]
 
 
 async def chaos_run(

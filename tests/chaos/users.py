@@ -18,6 +18,7 @@ from openai import (
     AsyncOpenAI,
     ConflictError,
     InternalServerError,
+    NotFoundError,
     RateLimitError,
 )
 from openai.types.fine_tuning import FineTuningJob
@@ -27,7 +28,7 @@ from builders.workshop import FINAL, TINY
 from luthier_common.kit.mongo import Database
 
 T = TypeVar("T")
-STORIES = ("plain", "plain", "plain", "pause", "pause", "cancel", "pause and cancel")
+STORIES = ("plain", "plain", "delete", "pause", "pause", "cancel", "pause and cancel", "cancel and delete")
 EPOCHS = (2, 8)
 POLL_S = 0.5
 RETRY_S = 0.5
@@ -50,6 +51,8 @@ class Users:
         self.ended: dict[str, FineTuningJob] = {}
         self.said: dict[str, set[str]] = defaultdict(set)
         """By job: the commands that were acknowledged."""
+        self.tried: dict[str, set[str]] = defaultdict(set)
+        """By job: the commands that were sent, whatever became of them."""
         self.answers: Counter[str] = Counter()
         self.findings: list[str] = []
 
@@ -92,9 +95,22 @@ class Users:
         if story.startswith("pause") and await self._command(job.id, "pause"):
             await self._until(job.id, {"paused", *FINAL})
             await asyncio.sleep(rng.uniform(0, 2))
-        if story.endswith("cancel"):
+        if "cancel" in story:
             await self._command(job.id, "cancel")
-        self.ended[job.id] = await self._until(job.id, set(FINAL))
+        self.ended[job.id] = ended = await self._until(job.id, set(FINAL))
+        if ended.status == "failed" or (ended.status == "cancelled" and "cancel" not in self.tried[job.id]):
+            self.findings.append(f"I8 job {job.id}: it is {ended.status}, for which there is no reason: {ended.error}")
+        if story.endswith("delete"):
+            await self._delete(job.id)
+
+    async def _delete(self, job_id: str) -> None:
+        """With its model, and again until it was heard."""
+        path = f"/fine_tuning/jobs/{job_id}?delete_model=true"
+        try:
+            await self._insist("delete", lambda: self._client.delete(path, cast_to=object))
+        except NotFoundError:
+            self.answers["delete found done"] += 1
+        self.said[job_id].add("delete")
 
     async def _create(self, deed: str, file_id: str, num_epochs: int) -> FineTuningJob:
         return await self._client.fine_tuning.jobs.create(
@@ -120,10 +136,13 @@ class Users:
         """True when it was acknowledged; a job that has gone on meanwhile may refuse it."""
         jobs = self._client.fine_tuning.jobs
         call = {"pause": jobs.pause, "resume": jobs.resume, "cancel": jobs.cancel}[verb]
+        self.tried[job_id].add(verb)
         try:
             job = await self._insist(verb, lambda: call(job_id))
         except APIStatusError as error:
             self.answers[f"{verb} refused ({error.code})"] += 1
+            if error.code != _REFUSAL:
+                self.findings.append(f"I1 job {job_id}: its {verb} was refused with {error.status_code} {error.code}")
             return False
         self.said[job_id].add(verb)
         if verb == "cancel" and job.status != "cancelled":
@@ -149,7 +168,12 @@ class Users:
 
 async def broken_promises(db: Database, users: Users) -> list[str]:
     """Acknowledged commands that have left no trace, and ends that were seen and are no longer so."""
-    facts = {"pause": {"PauseRequested", "JobPaused"}, "resume": {"JobResumed"}, "cancel": {"JobCancelled"}}
+    facts = {
+        "pause": {"PauseRequested", "JobPaused"},
+        "resume": {"JobResumed"},
+        "cancel": {"JobCancelled"},
+        "delete": {"JobDeleted"},
+    }
     broken = list(users.findings)
     told: dict[str, set[str]] = defaultdict(set)
     async for row in db["events"].find({"kind": "job"}, {"thing": 1, "type": 1}):

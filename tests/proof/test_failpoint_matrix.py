@@ -1,4 +1,4 @@
-"""Every fail point of the code is hit by a fault in a running system, which then settles: nothing lost, nothing double.
+"""Every fail point of the code is hit by a fault in a running system, which then settles by itself, and is looked at.
 
 Sample: one round, each name with one fault drawn from the seed. Full: for each seed four rounds, one for each fault.
 """
@@ -19,11 +19,11 @@ import pytest
 from openai import AsyncOpenAI
 
 from builders.bases import make_tiny_base
-from builders.invariants import broken_invariants
 from builders.packages import PACKAGES
 from builders.scale import FULL
 from builders.varied import Stories, Story
 from builders.waiting import until
+from builders.whole_stack import broken_in_the_end
 from builders.workshop import FINAL, TINY, Workshop, stack_settings
 from luthier_api.audit import verify
 from luthier_common.kit.failpoints import failpoint_names
@@ -35,7 +35,12 @@ NAMES = failpoint_names(*PACKAGES)
 S3 = "objects_s3.*"
 """The embedded stack keeps objects in a directory; `test_objects_failpoints` has these."""
 LEASE_S = 4.0
-FAULTS = {"kill": "kill*1", "raise": "raise*1", "lost": "lost*1", "delay": f"delay:{1.5 * LEASE_S}*1"}
+FAULTS = {"kill": "kill", "raise": "raise", "lost": "lost", "delay": f"freeze:{1.5 * LEASE_S:g}"}
+"""A delay stops the whole process, renewals too: what it did goes on under a lease that somebody else may have."""
+BUSY = ("journal.*", "relay.*", "projector.*_insert", "projector.after_trim", "projector.after_move", "leases.after_*")
+OFTEN = ("objects.*", "ledger.*")
+CHANCE = {BUSY: 0.1, OFTEN: 0.4}
+"""Where a point is passed all the time, its one fault must not always meet the first who passes, while rooms start."""
 DRAWN = ("kill", "delay", *("raise", "lost") * 15)
 """A sample has little time for restarts and for pauses past the lease."""
 QUIET = {
@@ -47,6 +52,8 @@ QUIET = {
 NUM_TELLERS = 4
 WITHIN_S = 900.0 if FULL else 400.0
 SETTLED_WITHIN_S = 120.0
+EXHAUSTED = "attempts_exhausted"
+"""One job may meet three faults in a row."""
 SEED = int(os.environ.get("LUTHIER_PROOF_SEED", "1"))
 ONLY = os.environ.get("LUTHIER_PROOF_FAILPOINTS", "*").split(";")
 """Patterns of names: a finding is looked into with these few."""
@@ -100,6 +107,7 @@ class Round:
 
     faults: Mapping[str, str]
     log_path: Path
+    seed: int
 
     def rules(self, *patterns: str) -> dict[str, str]:
         """The environment in which the names that fit a pattern break."""
@@ -107,6 +115,7 @@ class Round:
         return {
             "LUTHIER_FAILPOINTS": ";".join(f"{name}={rule}" for name, rule in chosen.items()),
             "LUTHIER_FAILPOINTS_LOG": str(self.log_path),
+            "LUTHIER_FAILPOINTS_SEED": str(self.seed),
         }
 
     def hit(self) -> Counter[str]:
@@ -124,7 +133,12 @@ def draw(seed: int, fault: str, log_path: Path) -> Round:
     dice = random.Random(seed)
     kinds = {name: dice.choice(DRAWN) if fault == "any" else fault for name in NAMES}
     chosen = (name for name in NAMES if not fnmatchcase(name, S3) and any(fnmatchcase(name, p) for p in ONLY))
-    return Round({name: FAULTS[kinds[name]] for name in chosen}, log_path)
+    return Round({name: f"{FAULTS[kinds[name]]}{chance(name)}*1" for name in chosen}, log_path, seed)
+
+
+def chance(name: str) -> str:
+    """The probability that a rule for this name states; none where it is certain."""
+    return next((f":{c}" for patterns, c in CHANCE.items() if any(fnmatchcase(name, p) for p in patterns)), "")
 
 
 @pytest.mark.timeout(1200)
@@ -146,9 +160,8 @@ async def test_every_fail_point_breaks_and_nothing_is_lost(
         print(f"{given.hit().total()} faults in {took_s:.0f} s, settled in {settled_s:.0f} s")
         print(f"told: {dict(stories.told)}; cut short: {dict(stories.cut_short)}")
         assert stories.broken == []
-        assert (
-            await broken_invariants(shop.db, acknowledged=stories.acknowledged, all_ended=True, api=shop.client) == []
-        )
+        assert await unreasonable_ends(shop.db, stories) == []
+        assert await broken_in_the_end(stack, shop.db, acknowledged=stories.acknowledged) == []
         assert (await verify(shop.db)).broken is None
         assert alarms(stack.home / "logs") == []
 
@@ -213,14 +226,13 @@ async def settle(stack: Stack, shop: Workshop, stories: Stories) -> float:
     """After the last fault: what is paused is ended by its user, everything else ends by itself; a new job succeeds."""
     began_at = time.monotonic()
     await until_ready(stack)
-    for job in await shop.db["jobs"].find({"status": {"$nin": list(FINAL)}}, {"_id": 1}).to_list(None):
-        with suppress(Exception):
-            await shop.client.fine_tuning.jobs.cancel(job["_id"])
     stories.models.clear()
     await stories.a_job_that_succeeds()
     assert stories.models, "no job succeeds after the faults"
 
     async def is_quiet() -> bool:
+        async for job in shop.db["jobs"].find({"phase": "paused"}, {"_id": 1}):
+            await shop.client.fine_tuning.jobs.cancel(job["_id"])
         return not await open_ends(shop.db)
 
     try:
@@ -229,6 +241,16 @@ async def settle(stack: Stack, shop: Workshop, stories: Stories) -> float:
         raise AssertionError(f"not settled: {await open_ends(shop.db)}") from None
     await until_ready(stack)
     return time.monotonic() - began_at
+
+
+async def unreasonable_ends(db: Database, stories: Stories) -> list[str]:
+    """Jobs that failed though nothing but a fault of the machine or of the broken points was in their way."""
+    found = []
+    async for job in db["jobs"].find({"status": "failed"}, {"error": 1}):
+        wanted = stories.may_fail.get(job["_id"], EXHAUSTED)
+        if job["error"]["code"] != wanted:
+            found.append(f"{job['_id']} failed: {job['error']}")
+    return found
 
 
 async def open_ends(db: Database) -> list[str]:

@@ -141,6 +141,7 @@ async def _kept_by_deleted(world: World) -> None:
     await ledger.record(
         world.db, "org-default/x", sha256="0" * 64, num_bytes=1, org="o", project="p", reference=f"job/{world.deleted}"
     )
+    await _settle(world)
 
 
 async def _other_status(world: World) -> None:
@@ -206,6 +207,27 @@ async def _reference_to_nothing(world: World) -> None:
     await ledger.record(
         world.db, "org-default/x", sha256="0" * 64, num_bytes=1, org="o", project="p", reference="job/ftjob-nobody"
     )
+    await _settle(world)
+
+
+async def _settle(world: World) -> None:
+    """The sweeper has looked, and did not see what it had to see."""
+    await world.db[ledger.COLLECTION].update_many({}, {"$unset": {"intent_until": ""}})
+
+
+async def _checkpoint_let_go(world: World) -> None:
+    await ledger.release(world.db, f"job/{world.done}")
+
+
+async def _bytes_of_another_attempt(world: World) -> None:
+    blob = "body.data.blob.key"
+    saved = await world.db[EVENTS].find_one({"thing": world.done, "type": "CheckpointSaved", "body.attempt": 2})
+    assert saved is not None
+    await _set_row(world, saved["seq"], **{blob: saved["body"]["data"]["blob"]["key"].replace("/a2/", "/a1/")})
+
+
+async def _stated_by_another_room(world: World) -> None:
+    await _set_row(world, await _last_seq(world), **{"body.actor.room": "trainer"})
 
 
 async def _run_directory(world: World) -> None:
@@ -229,13 +251,16 @@ BREAKAGES: list[tuple[str, Callable[[World], Awaitable[None]]]] = [
     ("I3", _told_after_deletion),
     ("I4", _deleted_untold),
     ("I4", _other_status),
+    ("I4", _stated_by_another_room),
     ("I5", _stale_fact),
     ("I5", _step_back),
+    ("I5", _bytes_of_another_attempt),
     ("I6", _held_after_end),
     ("I6", _slot_of_two),
     ("I6", _usage_lost),
     ("I7", _checkpoint_damaged),
     ("I7", _model_file_missing),
+    ("I7", _checkpoint_let_go),
     ("I8", _stopped_short),
     ("I8", _model_gone),
     ("I11", _fact_waits),

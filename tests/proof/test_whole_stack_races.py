@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from builders.bases import make_tiny_base, write_chat_file
-from builders.invariants import broken_invariants
 from builders.racing_users import Race, broken_promises, plan_race, run_race
-from builders.scale import scaled
+from builders.scale import FULL, scaled
 from builders.waiting import until
+from builders.whole_stack import broken_in_the_end
 from builders.workshop import QUICK, Workshop, stack_settings, wait_ready, workshop_of
 from luthier_common.kit.mongo import Database
 from luthier_stack.errors import PartFailedError
@@ -137,14 +137,13 @@ async def settled(db: Database) -> None:
     await until(is_settled, within_s=SETTLED_WITHIN_S, every_s=0.3, what="outboxes, slots and models to settle")
 
 
-async def check(workshop: Workshop, races: list[Race]) -> None:
+async def check(stack: Stack, workshop: Workshop, races: list[Race]) -> None:
     broken = []
     for race in races:
         rows = workshop.db["events"].find({"kind": "job", "thing": race.job_id}).sort("seq", 1)
         told = [row["type"] async for row in rows]
         broken += broken_promises(race, await workshop.doc(race.job_id), told)
-    acknowledged = [race.job_id for race in races]
-    broken += await broken_invariants(workshop.db, api=workshop.client, acknowledged=acknowledged, all_ended=True)
+    broken += await broken_in_the_end(stack, workshop.db, acknowledged=[race.job_id for race in races])
     assert not broken, "\n".join(broken)
 
 
@@ -160,5 +159,6 @@ async def test_whatever_users_are_told_comes_true(tmp_path: Path, seed: str) -> 
                 races = await run_races(workshop, training_file, seed)
             await settled(workshop.db)
             print(f"{len(races)} races under {done}; {Counter(answer for race in races for answer in race.answers)}")
-            await check(workshop, races)
+            await check(stack, workshop, races)
     assert done.num_schedulers_killed > 0
+    assert done.num_leases_expired > 0 or not FULL

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from builders.jobs import JobStory
+from luthier_common.contract import events as f
 from luthier_common.kit import ledger
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.objects import open_objects
@@ -29,6 +30,26 @@ async def test_a_reference_by_a_job_that_was_never_made_lapses_and_one_by_a_job_
         await ledger.sweep(db, objects, older_than_s=0)
         assert await references(db) == {f"job/{made.id}"}
         assert await objects.head(KEY) is not None
+
+
+async def test_what_is_stored_late_for_a_job_that_was_deleted_meanwhile_goes_again(
+    db: Database, tmp_path: Path
+) -> None:
+    """A room was held up between its look at the job and its note."""
+    async with open_objects(f"file://{tmp_path}/objects") as objects:
+        story = await JobStory.created(db)
+        await story.tell(f.JobCancelled(), op_id="cancel")
+        await story.tell(f.JobDeleted(), op_id="delete")
+        await ledger.release(db, f"job/{story.id}")
+        await ledger.record(db, KEY, sha256="0" * 64, num_bytes=4, org="o", project="p", reference=f"job/{story.id}")
+        await objects.put(KEY, b"late")
+        await ledger.sweep(db, objects, older_than_s=0)
+        assert await references(db) == {f"job/{story.id}"}, "who notes first and makes the thing then has time to"
+        await db[ledger.COLLECTION].update_one(
+            {"_id": KEY}, {"$set": {"intent_until": datetime(2020, 1, 1, tzinfo=UTC)}}
+        )
+        await ledger.sweep(db, objects, older_than_s=0)
+        assert await objects.head(KEY) is None
 
 
 async def references(db: Database) -> set[str]:

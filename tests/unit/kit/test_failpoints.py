@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ async def test_a_delay_pauses_without_blocking_the_loop() -> None:
     assert time.monotonic() - started >= 0.1
 
 
+async def test_a_freeze_stops_everything_on_the_loop() -> None:
+    configure_failpoints("stuck=freeze:0.2*1")
+    beats: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    beating = asyncio.create_task(beat())
+    await asyncio.sleep(0.05)
+    await failpoint("stuck")
+    await asyncio.sleep(0.05)
+    beating.cancel()
+    assert max(after - before for before, after in pairwise(beats)) >= 0.2
+
+
 async def test_a_count_bounds_the_faults() -> None:
     configure_failpoints("a=raise*2")
     outcomes = [await _raises("a") for _ in range(5)]
@@ -72,7 +90,9 @@ async def test_the_seed_repeats_the_dice() -> None:
     assert await history("8") != first
 
 
-@pytest.mark.parametrize("spec", ["a", "a=explode", "a=kill:2", "a=delay", "a=kill:0.1:0.2", "a=raise:0.1*x", "=kill"])
+@pytest.mark.parametrize(
+    "spec", ["a", "a=explode", "a=kill:2", "a=delay", "a=freeze", "a=kill:0.1:0.2", "a=raise:0.1*x", "=kill"]
+)
 def test_a_bad_rule_is_refused(spec: str) -> None:
     with pytest.raises(ValueError, match=r"rule|seconds|probability"):
         configure_failpoints(spec)

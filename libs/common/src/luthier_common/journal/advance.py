@@ -1,6 +1,5 @@
 """One function moves a thing: a single atomic compare-and-set that also raises `seq` and fills the outbox."""
 
-import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,11 +82,13 @@ async def create(
         {"$set": {name: {"$cond": [{"$eq": ["$seq", 0]}, value, f"${name}"]} for name, value in appends.items()}},
     ]
     seen: Doc | None = None
-    with contextlib.suppress(DuplicateKeyError, *DRIVER_ERRORS):
+    try:
         seen = await collection.find_one_and_update(
             {"_id": thing_id}, pipeline, upsert=True, projection={"outbox": 0}, return_document=AFTER
         )
-    await failpoint("journal.after_create")
+        await failpoint("journal.after_create")
+    except (DuplicateKeyError, *DRIVER_ERRORS):
+        seen = None
     if seen is None:
         seen = await collection.find_one({"_id": thing_id}, {"outbox": 0})
     if seen is None:
@@ -129,7 +130,7 @@ async def advance(
         conditions.append(dict(match))
     bulk = all(fact.bulk for fact in listed)
     room_for = {f"outbox.{(MAX_OUTBOX_BULK if bulk else MAX_OUTBOX) - len(listed)}": {"$exists": False}}
-    update = _update(listed, actor, moves, life, op_id, also or {})
+    update = _update(listed, actor, moves, life, op_id, attempt, also or {})
     collection = db[COLLECTIONS[kind]]
     query = {"_id": thing_id, "$and": [*conditions, room_for]}
     doc: Doc | None = None
@@ -138,9 +139,9 @@ async def advance(
         failure = None
         try:
             doc = await collection.find_one_and_update(query, update, projection={"outbox": 0}, return_document=AFTER)
+            await failpoint("journal.after_advance")
         except DRIVER_ERRORS as error:
             doc, failure = None, error
-        await failpoint("journal.after_advance")
         if doc is not None:
             return Advanced(Outcome.APPLIED, doc)
         seen = await collection.find_one({"_id": thing_id}, {"outbox": 0})
@@ -211,6 +212,7 @@ def _update(
     moves: Mapping[str, str],
     life: Lifecycle,
     op_id: str | None,
+    attempt: int | None,
     also: Mapping[str, Any],
 ) -> list[Doc]:
     remembered: Doc = {}
@@ -240,7 +242,7 @@ def _update(
     if op_id is not None:
         first["ops"] = {"$slice": [{"$concatArrays": ["$ops", [{"$literal": op_id}]]}, -MAX_OPS]}
     end_phase = next(iter(ends)) if len(ends) == 1 else None
-    return [{"$set": first}, {"$set": _appends(facts, actor, end_phase, life)}]
+    return [{"$set": first}, {"$set": _appends(facts, actor, end_phase, life, attempt)}]
 
 
 def _phase_fields(phase: str, life: Lifecycle) -> Doc:
@@ -250,8 +252,13 @@ def _phase_fields(phase: str, life: Lifecycle) -> Doc:
     return fields
 
 
-def _appends(facts: Sequence[Fact], actor: Actor, phase: str | None, life: Lifecycle) -> Doc:
-    """The outbox entries. They read generation and attempt from the document as the facts left them."""
+def _appends(
+    facts: Sequence[Fact], actor: Actor, phase: str | None, life: Lifecycle, attempt: int | None = None
+) -> Doc:
+    """The outbox entries. They read generation and attempt from the document as the facts left them.
+
+    A fact of a run names the attempt of who states it: were it ever another one's, everybody could see it.
+    """
     trace = current_traceparent()
     for fact in facts:
         # Refused where it is made: a message that the broker refuses would stop the relay for everyone.
@@ -263,7 +270,7 @@ def _appends(facts: Sequence[Fact], actor: Actor, phase: str | None, life: Lifec
             "type": fact.type,
             "at": "$$NOW",
             "generation": "$generation",
-            "attempt": "$attempt",
+            "attempt": {"$literal": attempt} if fact.of_a_run else "$attempt",
             "terminal": phase is not None and life.is_final(phase) and number == len(facts),
             "actor": {"$literal": actor.model_dump(mode="json")},
             "trace": {"$literal": trace},

@@ -2,12 +2,13 @@
 
 Off (one comparison with None) unless the environment asks:
 
-    LUTHIER_FAILPOINTS       name=kill:0.1;other=raise;third=delay:5;fourth=lost;relay.*=kill:0.5*1
+    LUTHIER_FAILPOINTS       name=kill:0.1;other=raise;third=delay:5;fourth=lost;fifth=freeze:6;relay.*=kill:0.5*1
     LUTHIER_FAILPOINTS_SEED  makes the dice repeatable
     LUTHIER_FAILPOINTS_LOG   file that gets one line `name what pid` for the first pass of each name and for each fault
 
 Faults: `kill[:probability]` is SIGKILL to this process, `raise[:probability]` a transient error, `lost[:probability]`
-the error that a caller sees when the work was done and the reply did not come, `delay:seconds[:probability]` a pause.
+the error that a caller sees when the work was done and the reply did not come, `delay:seconds[:probability]` a pause of
+this coroutine, `freeze:seconds[:probability]` one of the whole event loop: leases run out that others renew meanwhile.
 `*count` at the end bounds how often the fault happens, over all processes that share the log file: without it a fault
 at start-up would never let a process through.
 """
@@ -28,7 +29,7 @@ from pathlib import Path
 from luthier_common.kit.errors import TransientError
 
 _RULE = re.compile(
-    r"^(?P<names>[\w.*-]+)=(?P<what>kill|raise|lost|delay)(?P<numbers>(?::[0-9.]+)*)(?:\*(?P<count>\d+))?$"
+    r"^(?P<names>[\w.*-]+)=(?P<what>kill|raise|lost|delay|freeze)(?P<numbers>(?::[0-9.]+)*)(?:\*(?P<count>\d+))?$"
 )
 _CALLS = ("failpoint", "failpoint_sync")
 
@@ -146,6 +147,9 @@ def _break(rule: _Rule, name: str) -> float:
         raise FailPointError(name)
     if rule.what == "lost":
         raise ReplyLostError(name)
+    if rule.what == "freeze":
+        time.sleep(rule.pause_s)
+        return 0.0
     return rule.pause_s
 
 
@@ -155,9 +159,9 @@ def _parse_rule(text: str) -> _Rule:
         raise ValueError(f"not a fail point rule: {text!r}")
     numbers = [float(number) for number in match["numbers"].split(":")[1:]]
     pause_s = 0.0
-    if match["what"] == "delay":
+    if match["what"] in ("delay", "freeze"):
         if not numbers:
-            raise ValueError(f"delay needs seconds: {text!r}")
+            raise ValueError(f"{match['what']} needs seconds: {text!r}")
         pause_s = numbers.pop(0)
     if len(numbers) > 1 or any(not 0 <= number <= 1 for number in numbers):
         raise ValueError(f"a probability lies between 0 and 1: {text!r}")

@@ -76,14 +76,23 @@ async def abandon(db: Database, objects: ObjectStore, key: str) -> None:
 async def record(
     db: Database, key: str, *, sha256: str, num_bytes: int, org: str, project: str, reference: str
 ) -> None:
-    """Note an object (or a prefix, whose key ends in `/`) and its first reference, such as `file/file-1`."""
+    """Note an object (or a prefix, whose key ends in `/`) and its first reference, such as `file/file-1`.
+
+    A later sweep looks whether that is there: who was held up may refer to a job that was deleted meanwhile.
+    """
+    noted: Doc = {"sha256": sha256, "bytes": num_bytes, "org": org, "project": project}
     await db[COLLECTION].update_one(
         {"_id": key},
-        {
-            "$set": {"sha256": sha256, "bytes": num_bytes, "org": org, "project": project},
-            "$addToSet": {"references": reference},
-            "$currentDate": {"touched_at": True},
-        },
+        [
+            {
+                "$set": {
+                    **{name: {"$literal": value} for name, value in noted.items()},
+                    "references": {"$setUnion": [{"$ifNull": ["$references", []]}, [{"$literal": reference}]]},
+                    "intent_until": {"$max": ["$intent_until", _from_now(SETTLE_S)]},
+                    "touched_at": "$$NOW",
+                }
+            }
+        ],
         upsert=True,
     )
     await failpoint("ledger.after_record")

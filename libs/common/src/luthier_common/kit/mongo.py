@@ -21,6 +21,7 @@ from pymongo.read_concern import ReadConcern  # noqa: E402
 from pymongo.write_concern import WriteConcern  # noqa: E402
 
 from luthier_common.kit.errors import SettingError, TransientError  # noqa: E402
+from luthier_common.kit.failpoints import ReplyLostError  # noqa: E402
 
 Doc = dict[str, Any]
 Database = AsyncIOMotorDatabase[Doc]
@@ -51,6 +52,7 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     errors.ExecutionTimeout,
     errors.WriteConcernError,
     errors.NetworkTimeout,
+    ReplyLostError,
 )
 """Errors after which nothing is known: the write may have happened."""
 OUTAGES: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
