@@ -27,7 +27,7 @@ from builders.whole_stack import broken_in_the_end
 from builders.workshop import FINAL, TINY, Workshop, stack_settings
 from luthier_api.audit import verify
 from luthier_common.kit.failpoints import failpoint_names
-from luthier_common.kit.mongo import Database, open_mongo
+from luthier_common.kit.mongo import Database, Doc, open_mongo
 from luthier_stack import part
 from luthier_stack.stack import Stack
 
@@ -52,7 +52,7 @@ QUIET = {
 NUM_TELLERS = 4
 WITHIN_S = 900.0 if FULL else 400.0
 SETTLED_WITHIN_S = 120.0
-EXHAUSTED = "attempts_exhausted"
+BAD_ROWS, EXHAUSTED = "missing_content", "attempts_exhausted"
 """One job may meet three faults in a row."""
 SEED = int(os.environ.get("LUTHIER_PROOF_SEED", "1"))
 ONLY = os.environ.get("LUTHIER_PROOF_FAILPOINTS", "*").split(";")
@@ -245,12 +245,12 @@ async def settle(stack: Stack, shop: Workshop, stories: Stories) -> float:
 
 async def unreasonable_ends(db: Database, stories: Stories) -> list[str]:
     """Jobs that failed though nothing but a fault of the machine or of the broken points was in their way."""
-    found = []
-    async for job in db["jobs"].find({"status": "failed"}, {"error": 1}):
-        wanted = stories.may_fail.get(job["_id"], EXHAUSTED)
-        if job["error"]["code"] != wanted:
-            found.append(f"{job['_id']} failed: {job['error']}")
-    return found
+
+    def meant(job: Doc) -> str:
+        return BAD_ROWS if job["spec"]["training_file"] in stories.bad_files else EXHAUSTED
+
+    failed = db["jobs"].find({"status": "failed"}, {"error": 1, "spec": 1})
+    return [f"{job['_id']} failed: {job['error']}" async for job in failed if job["error"]["code"] != meant(job)]
 
 
 async def open_ends(db: Database) -> list[str]:
