@@ -12,6 +12,7 @@ from panels import Panel, dashboard, job_variable, number, row, series
 TARGET = Path(__file__).resolve().parent / "dashboards"
 _RATE = "[$__rate_interval]"
 _REQUESTS = "http_server_request_duration_seconds"
+_NO_PROBE = 'http_route!~"/healthz|/readyz"'
 
 
 def _quantile(share: float, metric: str, *by: str, window: str = _RATE) -> str:
@@ -28,8 +29,8 @@ def _in_an_hour(metric: str, *by: str) -> str:
 
 
 def _failed_share(window: str) -> str:
-    failed = f'sum(rate({_REQUESTS}_count{{http_response_status_code=~"5.."}}{window}))'
-    return f"({failed} or vector(0)) / sum(rate({_REQUESTS}_count{window}))"
+    failed = f'sum(rate({_REQUESTS}_count{{{_NO_PROBE}, http_response_status_code=~"5.."}}{window}))'
+    return f"({failed} or vector(0)) / sum(rate({_REQUESTS}_count{{{_NO_PROBE}}}{window}))"
 
 
 def _classes() -> str:
@@ -49,7 +50,7 @@ def _health() -> list[Panel]:
             "Least room on a disk",
             "min(luthier_disk_free_bytes / luthier_disk_size_bytes)",
             unit="percentunit",
-            bad_below=0.1,
+            bad_below=0.15,
         ),
     ]
 

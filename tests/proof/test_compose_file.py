@@ -92,11 +92,42 @@ def test_nobody_has_more_rights_than_needed(name: str) -> None:
         assert sorted(writable) == ["/tmp", "/var/lib/luthier"]
 
 
-def test_a_trainer_that_is_given_a_gpu_never_trains_on_the_cpu() -> None:
-    given = yaml.safe_load((ROOT / "infra" / "compose" / "gpu.yml").read_text())["services"]["trainer"]
+@pytest.mark.parametrize(("room", "setting"), [("trainer", "TRAINER_DEVICE"), ("inference", "ENGINE_DEVICE")])
+def test_who_is_given_a_gpu_never_works_on_the_cpu(room: str, setting: str) -> None:
+    given = yaml.safe_load((ROOT / "infra" / "compose" / "gpu.yml").read_text())["services"][room]
     assert given["deploy"]["resources"]["reservations"]["devices"]
-    assert given["environment"] == {"LUTHIER_TRAINER_DEVICE": "cuda"}
-    assert unknown_settings("trainer", set(given["environment"])) == set()
+    assert given["environment"] == {f"LUTHIER_{setting}": "cuda"}
+    assert unknown_settings(room, set(given["environment"])) == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_setting_of_a_room_may_stand_in_the_env_file(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands there for Compose alone disturbs no room."""
+    assert SERVERS[room]["env_file"] == [{"path": ".env", "required": False}]
+    lines = [line for line in (ROOT / ".env.example").read_text().splitlines() if line and not line.startswith("#")]
+    for name, value in {**dict(line.split("=", 1) for line in lines), **SERVERS[room]["environment"]}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("LUTHIER_SECRETS_DIR")
+    monkeypatch.setenv("LUTHIER_MONGO_URL", "mongodb://unused")
+    monkeypatch.setenv("LUTHIER_LEASE_TTL_S", "45")
+    assert settings_class(room)().lease_ttl_s == 45
+
+
+def test_what_holds_the_data_outlives_a_run_that_wants_too_much_memory() -> None:
+    for name in ("mongo", "kafka", "s3"):
+        assert SERVERS[name]["oom_score_adj"] == -500
+    assert SERVERS["mongo"]["command"][-2:] == ["--wiredTigerCacheSizeGB", "1"]
+    assert SERVERS["trainer"]["mem_limit"] == "0"
+    told = compose(EXAMPLE | {"MONGO_CACHE_GB": "4", "TRAINER_MEMORY": "48g", "LOGS_KEPT": "7d"})["services"]
+    assert told["mongo"]["command"][-1] == "4"
+    assert told["trainer"]["mem_limit"] == "48g"
+    assert told["telemetry"]["environment"]["LOKI_EXTRA_ARGS"].startswith("-store.retention=7d -compactor.")
+
+
+def test_what_the_example_says_is_what_is_meant_without_it() -> None:
+    example = (ROOT / ".env.example").read_text()
+    for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text()):
+        assert name.endswith("_VERSION") or f"\n{name}={default}\n" in example, name
 
 
 def test_secrets_are_files_and_stand_in_no_variable(secrets: Path) -> None:

@@ -1,5 +1,6 @@
 """The Kubernetes manifests follow the schemas of Kubernetes and tell each room only what it understands."""
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -27,10 +28,14 @@ from builders.production import (
     shared_settings,
     unknown_settings,
 )
+from luthier_stack.services import STOP_BUDGET_S, TRAINER_STOP_BUDGET_S
 
 VERSION = "1.37"
 PODS = pods()
+BACKUP = next(each for each in manifests() if each["kind"] == "CronJob")
+RUN_BY_US = PODS | {"backup": BACKUP["spec"]["jobTemplate"]["spec"]["template"]["spec"]}
 OVERLAYS = ("overlays/production", "overlays/cpu")
+DEVICES = {"trainer": "LUTHIER_TRAINER_DEVICE", "inference": "LUTHIER_ENGINE_DEVICE"}
 
 
 def validate(resource: dict[str, Any]) -> None:
@@ -61,9 +66,9 @@ def test_every_file_is_listed_and_every_room_is_there() -> None:
     assert set(PODS) == set(ROOMS)
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", RUN_BY_US)
 def test_a_pod_may_do_nothing_but_its_work(room: str) -> None:
-    pod = PODS[room]
+    pod = RUN_BY_US[room]
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -75,7 +80,33 @@ def test_a_pod_may_do_nothing_but_its_work(room: str) -> None:
     }
     assert "memory" in container["resources"]["limits"]
     writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-    assert writable - {"/dev/shm"} == {"/var/lib/luthier", "/tmp"}
+    assert writable - {"/dev/shm", "/backups"} == {"/var/lib/luthier", "/tmp"}
+    assert ("/backups" in writable) == (room == "backup")
+
+
+@pytest.mark.parametrize("room", RUN_BY_US)
+def test_a_pod_is_not_put_out_for_what_lies_in_its_home(room: str) -> None:
+    """With a size limit the kubelet kills it after a second, and the alert on its disk looks at another size."""
+    [home] = [volume for volume in RUN_BY_US[room]["volumes"] if volume["name"] == "home"]
+    assert home["emptyDir"] == {}
+
+
+def secrets_of(pod: dict[str, Any], *, optional: bool) -> set[str]:
+    [given] = [volume["projected"] for volume in pod["volumes"] if volume["name"] == "secrets"]
+    assert given["defaultMode"] == 0o440
+    sources = [source["secret"] for source in given["sources"]]
+    assert {source["name"] for source in sources} == {"luthier-secrets"}
+    return {item["path"] for source in sources for item in source["items"] if source.get("optional", False) == optional}
+
+
+@pytest.mark.parametrize("room", RUN_BY_US)
+def test_no_pod_starts_without_the_secrets_that_it_would_else_do_without(room: str) -> None:
+    """Each process of the API would invent a pepper of its own, and know no key of the others."""
+    needed = {"luthier_mongo_url"}
+    needed |= {"luthier_internal_token"} if room in ("api", "inference") else set()
+    needed |= {"luthier_pepper"} if room == "api" else set()
+    assert secrets_of(RUN_BY_US[room], optional=False) == needed
+    assert secrets_of(RUN_BY_US[room], optional=True) <= {"luthier_kafka_password", "aws_credentials"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -86,9 +117,8 @@ def test_a_room_starts_with_what_it_is_told(room: str) -> None:
     assert container["image"] == ("luthier-engine" if engine else "luthier-service")
     own = {given["name"] for given in container.get("env", [])}
     assert unknown_settings(room, own) == set()
-    [secrets] = [volume["secret"] for volume in PODS[room]["volumes"] if "secret" in volume]
     fields = settings_class(room).model_fields
-    files = {item["key"] for item in secrets["items"]} - {"aws_credentials"}
+    files = (secrets_of(PODS[room], optional=False) | secrets_of(PODS[room], optional=True)) - {"aws_credentials"}
     assert {file.removeprefix("luthier_") for file in files} <= set(fields)
     told = {f"luthier_{name}" for name in fields if f"LUTHIER_{name.upper()}" in shared_settings()} | files
     assert {f"luthier_{name}" for name, field in fields.items() if field.is_required()} <= told
@@ -136,8 +166,33 @@ def test_probes_ask_where_the_room_answers(room: str) -> None:
 
 
 def test_everybody_may_finish() -> None:
-    assert PODS["trainer"]["terminationGracePeriodSeconds"] == 130
-    assert all(pod["terminationGracePeriodSeconds"] >= 20 for pod in PODS.values())
+    for room, pod in PODS.items():
+        budget_s = TRAINER_STOP_BUDGET_S if room == "trainer" else STOP_BUDGET_S
+        before_s = 5 if room == "api" else 0
+        assert pod["terminationGracePeriodSeconds"] >= before_s + budget_s + 5
+    assert PODS["api"]["containers"][0]["lifecycle"] == {"preStop": {"exec": {"command": ["sleep", "5"]}}}
+
+
+def test_metrics_come_as_often_as_the_alert_rules_look() -> None:
+    rules = (ROOT / "infra" / "prometheus" / "alerts.yml").read_text()
+    assert set(re.findall(r"_over_time\([^()]*\[(\w+)\]\)", rules)) == {"1m"}
+    compose_env = compose(EXAMPLE)["services"]["api"]["environment"]
+    for told in (shared_settings(), compose_env):
+        assert int(told["OTEL_METRIC_EXPORT_INTERVAL"]) <= 30_000
+
+
+def test_a_backup_is_made_when_asked_for_and_by_a_command_that_exists() -> None:
+    spec = BACKUP["spec"]
+    assert spec["suspend"] is True
+    assert spec["jobTemplate"]["metadata"]["labels"]["app.kubernetes.io/part-of"] == "luthier"
+    assert spec["jobTemplate"]["spec"]["template"]["metadata"]["labels"] == BACKUP["metadata"]["labels"]
+    [container] = RUN_BY_US["backup"]["containers"]
+    module, *arguments = container["args"]
+    asked = importlib.import_module(module)._parser().parse_args(arguments)
+    assert (asked.group, asked.verb, str(asked.folder)) == ("backup", "create", "/backups/$(POD_NAME)")
+    assert [given["name"] for given in container["env"]] == ["POD_NAME"]
+    claim = {"name": "backups", "persistentVolumeClaim": {"claimName": "luthier-backups"}}
+    assert claim in RUN_BY_US["backup"]["volumes"]
 
 
 def test_trainers_and_engines_are_where_the_gpus_are() -> None:
@@ -145,6 +200,15 @@ def test_trainers_and_engines_are_where_the_gpus_are() -> None:
         assert room in named("DaemonSet")
         assert PODS[room]["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
         assert PODS[room]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+@pytest.mark.parametrize(("room", "label"), [("trainer", "luthier.dev/trains"), ("inference", "luthier.dev/serves")])
+def test_a_label_takes_a_machine_out(room: str, label: str) -> None:
+    wanted = PODS[room]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    out = {"key": label, "operator": "NotIn", "values": ["false"]}
+    assert wanted == {"nodeSelectorTerms": [{"matchExpressions": [out]}]}
+    for page in ("docs/operations.md", "infra/k8s/README.md"):
+        assert f"{label}=false" in (ROOT / page).read_text()
 
 
 def test_budgets_and_scalers_mean_what_is_there() -> None:
@@ -175,11 +239,11 @@ def test_an_overlay_changes_what_is_there(folder: str, tmp_path: Path) -> None:
     """Rendered and validated where kubectl is at hand; its files and targets are looked at everywhere."""
     overlay = _kustomization(folder)
     assert overlay["resources"] == ["../../base"]
-    images = {container["image"] for pod in PODS.values() for container in pod["containers"]}
+    images = {container["image"] for pod in RUN_BY_US.values() for container in pod["containers"]}
     assert {image["name"] for image in overlay["images"]} == images
     for patch in overlay["patches"]:
         assert "patch" in patch or (MANIFESTS / folder / patch["path"]).is_file()
-        assert "name" not in patch["target"] or patch["target"]["name"] in PODS
+        assert patch.get("target", {}).get("name", "api") in RUN_BY_US
     if (kubectl := shutil.which("kubectl")) is None:
         return
     command = [kubectl, "kustomize", str(MANIFESTS / folder)]
@@ -190,6 +254,11 @@ def test_an_overlay_changes_what_is_there(folder: str, tmp_path: Path) -> None:
         if resource["kind"] == "DaemonSet":
             [container] = resource["spec"]["template"]["spec"]["containers"]
             assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (folder != "overlays/cpu")
-            device = {given["name"]: given.get("value") for given in container["env"]}.get("LUTHIER_TRAINER_DEVICE")
-            trains_on = "cpu" if folder == "overlays/cpu" else "cuda"
-            assert device == (trains_on if resource["metadata"]["name"] == "trainer" else None)
+            told = {given["name"]: given.get("value") for given in container["env"]}
+            device = "cpu" if folder == "overlays/cpu" else "cuda"
+            assert told[DEVICES[resource["metadata"]["name"]]] == device
+        if resource["kind"] == "CronJob":
+            pod = resource["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+            assert pod["containers"][0]["envFrom"][0]["configMapRef"]["name"].startswith("luthier-settings-")
+            has_authorities = any(volume["name"] == "authorities" for volume in pod["volumes"])
+            assert has_authorities == (folder == "overlays/production")

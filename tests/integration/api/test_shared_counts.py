@@ -58,3 +58,15 @@ async def test_who_measured_and_cannot_renew_says_nothing_once_another_may_measu
         await until(is_silent, what="silence")
     finally:
         configure_failpoints()
+
+
+async def test_who_measured_and_hangs_falls_silent_by_itself(db: Database) -> None:
+    observer = Observer(db, "api-1", every_s=0.5)
+    for _ in range(2):
+        await observer.look()
+        assert shown("luthier.jobs")
+
+        async def is_silent() -> bool:
+            return not any(shown(name) for name in ("luthier.jobs", "luthier.rooms", "luthier.objects.size"))
+
+        await until(is_silent, what="silence")

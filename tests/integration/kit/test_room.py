@@ -41,6 +41,10 @@ async def main(room):
     say("up")
 run_room("api", main)
 """
+HURRIED = """
+import luthier_common.kit.room as kit
+kit.HUNG_AFTER_S, kit.LOOK_EVERY_S = 2.0, 0.2
+"""
 REFUSES = """
     while True:
         try:
@@ -198,6 +202,49 @@ run_room("api", main, stop_after_s=4)
     assert took_s < 6
     if process.returncode == 1:
         assert any("did not stop within 4 s" in line["message"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    "hang", ["time.sleep(3600)", "await asyncio.Event().wait()"], ids=["a blocked loop", "work that never ends"]
+)
+def test_a_process_that_hangs_ends_itself(hang: str) -> None:
+    process = _start(
+        HURRIED
+        + f"""
+async def main(room):
+    async def work():
+        say("hangs")
+        {hang}
+    room.spawn("relay", room.every(0.1, work, stale_after_s=0.2))
+run_room("api", main)
+"""
+    )
+    _wait_for(process, "hangs")
+    took_s, _, lines = _end(process, None)
+    assert process.returncode == 1
+    assert took_s > 2
+    assert lines[-1]["message"] == "api hangs, and is to be started again: no sign of life from relay"
+
+
+def test_a_process_that_was_stopped_for_long_goes_on() -> None:
+    process = _start(
+        HURRIED
+        + """
+async def main(room):
+    async def work():
+        say("works")
+    room.spawn("relay", room.every(0.1, work, stale_after_s=0.2))
+run_room("api", main)
+"""
+    )
+    _wait_for(process, "works")
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(5)  # twice as long as a hang may last
+    process.send_signal(signal.SIGCONT)
+    time.sleep(3)  # and long enough to end a process that hangs
+    _, _, lines = _end(process)
+    assert process.returncode == 0
+    assert [line["message"] for line in lines] == ["stopping", "stopped"]
 
 
 def test_a_thread_that_hangs_in_a_call_to_a_dead_server_does_not_hold_up_the_exit() -> None:

@@ -127,10 +127,10 @@ def test_a_taken_metrics_port_does_not_stop_the_service(free_port: Callable[[], 
     assert "metrics are not served" in run.stderr
 
 
-def test_a_series_that_is_taken_back_is_shown_no_longer(free_port: Callable[[], int]) -> None:
+def test_a_series_that_is_taken_back_or_too_old_is_shown_no_longer(free_port: Callable[[], int]) -> None:
     port = free_port()
     program = f"""
-import urllib.request
+import time, urllib.request
 from luthier_common.kit.telemetry import *
 
 def shown():
@@ -146,7 +146,12 @@ gauge.drop(job_id="a")
 print(shown())
 gauge.replace([(3.0, {{"job_id": "c"}})])
 print(shown())
+gauge.expire(time.monotonic())
+print(shown())
+gauge.expire(time.monotonic() + 60)
+print(shown())
 telemetry.stop()
 """
     run = _run(program, OTEL_METRICS_EXPORTER="prometheus", OTEL_EXPORTER_PROMETHEUS_PORT=str(port))
-    assert run.stdout.split("\n")[:3] == ["['job_id=\"a\"', 'job_id=\"b\"']", "['job_id=\"b\"']", "['job_id=\"c\"']"]
+    a, b, c = ('job_id="a"', 'job_id="b"', 'job_id="c"')
+    assert run.stdout.split("\n")[:5] == [str([a, b]), str([b]), str([c]), "[]", str([c])]

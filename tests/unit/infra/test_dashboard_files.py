@@ -81,6 +81,15 @@ def test_alert_rules_fire_when_they_should(command: tuple[str, ...]) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def test_probes_count_as_no_requests() -> None:
+    operations = json.loads((GRAFANA / "dashboards" / "operations.json").read_text())
+    [share] = [panel["targets"][0]["expr"] for panel in operations["panels"] if panel["title"] == "Requests that fail"]
+    for query in (share, (ALERTS / "alerts.yml").read_text()):
+        asked = re.findall(r"http_server_request_duration_seconds_count\{([^}]*)\}", query)
+        assert len(asked) == 2
+        assert all('http_route!~"/healthz|/readyz"' in labels for labels in asked)
+
+
 def test_every_alert_is_tried_and_has_a_section_in_the_handbook() -> None:
     rules, tests = (ALERTS / "alerts.yml").read_text(), (ALERTS / "alerts.test.yml").read_text()
     alerts = re.findall(r"- alert: (\w+)", rules)

@@ -38,6 +38,8 @@ def test_a_password_reaches_the_client_and_no_text() -> None:
         ({"security_protocol": "SASL_SSL"}, "LUTHIER_KAFKA_USER"),
         ({"security_protocol": "SASL_SSL", "user": "luthier"}, "LUTHIER_KAFKA_PASSWORD"),
         ({"user": "luthier", "password": SECRET}, "LUTHIER_KAFKA_SECURITY_PROTOCOL"),
+        ({"user": "luthier"}, "LUTHIER_KAFKA_USER or LUTHIER_KAFKA_PASSWORD"),
+        ({"password": SECRET}, "LUTHIER_KAFKA_USER or LUTHIER_KAFKA_PASSWORD"),
         ({"ca_file": "/ca.pem"}, "LUTHIER_KAFKA_SECURITY_PROTOCOL"),
         ({"security_protocol": "SSL", "ca_file": "/no/such/ca.pem"}, "LUTHIER_KAFKA_CA_FILE"),
         ({"security_protocol": "SSL", "cert_file": "/cert.pem"}, "LUTHIER_KAFKA_KEY_FILE"),

@@ -1,6 +1,7 @@
 """What is measured for the whole installation: by one process of the API at a time, the holder of a lease.
 
 The others say nothing, so that nothing is counted twice; while the lease changes hands, queries take the maximum.
+What was seen is said as long as the lease lasts that it was seen under: who hangs falls silent by itself.
 """
 
 import time
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from luthier_api.store.census import Census
 from luthier_common.contract.lifecycle import JOB
 from luthier_common.kit import leases
-from luthier_common.kit.mongo import OUTAGES, Database
+from luthier_common.kit.mongo import Database
 from luthier_common.kit.telemetry import LiveGauge
 
 LEASE = "observer"
@@ -45,13 +46,9 @@ class Observer:
     async def look(self) -> None:
         """Look everything up, or say nothing where another process does, or may: the lease could not be renewed."""
         asked_at_s = time.monotonic()
-        try:
-            lease = await leases.acquire(self._db, LEASE, self._instance, self._ttl_s)
-        except OUTAGES:
-            if time.monotonic() > self._held_until_s:
-                self._say_nothing()
-            raise
-        if lease is None:
+        if asked_at_s > self._held_until_s:
+            self._say_nothing()
+        if await leases.acquire(self._db, LEASE, self._instance, self._ttl_s) is None:
             self._say_nothing()
             return
         self._held_until_s = asked_at_s + self._ttl_s
@@ -64,6 +61,8 @@ class Observer:
         await self._look_at_nodes()
         present = await self._census.count_rooms()
         _rooms.replace((present.get(room, 0), {"room": room}) for room in ROOMS)
+        for gauge in _GAUGES:
+            gauge.expire(self._held_until_s)
         self._round += 1
         if self._round % SIZES_EVERY == 1:
             num_objects, num_bytes = await self._census.measure_objects()
@@ -73,6 +72,7 @@ class Observer:
     def _say_nothing(self) -> None:
         for gauge in _GAUGES:
             gauge.replace(())
+            gauge.expire(0.0)
         self._round = 0
 
     async def _look_at_nodes(self) -> None:

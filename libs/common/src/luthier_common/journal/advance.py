@@ -1,5 +1,6 @@
 """One function moves a thing: a single atomic compare-and-set that also raises `seq` and fills the outbox."""
 
+import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,13 +83,12 @@ async def create(
         {"$set": {name: {"$cond": [{"$eq": ["$seq", 0]}, value, f"${name}"]} for name, value in appends.items()}},
     ]
     seen: Doc | None = None
-    try:
-        seen = await collection.find_one_and_update(
+    with contextlib.suppress(DuplicateKeyError, *DRIVER_ERRORS):
+        answered = await collection.find_one_and_update(
             {"_id": thing_id}, pipeline, upsert=True, projection={"outbox": 0}, return_document=AFTER
         )
         await failpoint("journal.after_create")
-    except (DuplicateKeyError, *DRIVER_ERRORS):
-        seen = None
+        seen = answered
     if seen is None:
         seen = await collection.find_one({"_id": thing_id}, {"outbox": 0})
     if seen is None:

@@ -1,6 +1,7 @@
 """Is this process alive, and could it work now: `GET /healthz` and `GET /readyz`.
 
-Alive means that its loops beat: a loop that hangs is cured by a restart. Ready means that what it needs answers: a
+Alive means that its loops beat: a loop that hangs is cured by a restart, which the process sees to itself where no
+supervisor does (`kit/room.py`). Ready means that what it needs answers: a
 database that is away is not cured by a restart, so it never makes a process unhealthy.
 """
 
@@ -62,11 +63,9 @@ class Health:
         self._stale_after_s.pop(name, None)
 
     def stale(self) -> list[str]:
-        """The loops that should have beaten by now."""
-        now = time.monotonic()
-        return sorted(
-            name for name, at in self._beats.items() if now - at > self._stale_after_s.get(name, STALE_AFTER_S)
-        )
+        """The loops that should have beaten by now. Any thread may ask: the copy is one step."""
+        now, beats = time.monotonic(), self._beats.copy()
+        return sorted(name for name, at in beats.items() if now - at > self._stale_after_s.get(name, STALE_AFTER_S))
 
     async def missing(self) -> dict[str, str]:
         """What keeps this process from working, by name; empty when it is ready. Whoever asks meanwhile shares it."""

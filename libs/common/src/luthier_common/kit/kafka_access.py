@@ -69,7 +69,8 @@ def kafka_access(settings: RoomSettings) -> KafkaAccess:
     if protocol.startswith("SASL") and not (settings.kafka_user and settings.kafka_password):
         raise SettingError(f"{protocol} needs LUTHIER_KAFKA_USER and LUTHIER_KAFKA_PASSWORD")
     if not protocol.startswith("SASL") and (settings.kafka_user or settings.kafka_password):
-        raise SettingError(f"LUTHIER_KAFKA_USER is set, and LUTHIER_KAFKA_SECURITY_PROTOCOL is {protocol}")
+        named = "LUTHIER_KAFKA_USER or LUTHIER_KAFKA_PASSWORD is set, and LUTHIER_KAFKA_SECURITY_PROTOCOL"
+        raise SettingError(f"{named} is {protocol}, which knows neither")
     files = (settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file)
     if not protocol.endswith("SSL") and any(files):
         raise SettingError(f"files for TLS are set, and LUTHIER_KAFKA_SECURITY_PROTOCOL is {protocol}")

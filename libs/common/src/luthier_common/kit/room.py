@@ -48,6 +48,9 @@ CLOSE_LIMIT_S = 3.0
 CLOSE_ALL_LIMIT_S = 4.0
 TELEMETRY_LIMIT_S = 2.0
 MAX_BACK_OFF_S = 5.0
+# So much longer than it may a loop is silent before its process ends itself: not every supervisor heeds /healthz.
+HUNG_AFTER_S = 60.0
+LOOK_EVERY_S = 5.0
 # Of the time to stop, what closing clients, telemetry and the interpreter may need.
 _CLOSING_SHARE_S = 9.0
 
@@ -61,7 +64,7 @@ class Room:
         self.stopping = asyncio.Event()
         self.crashed = False
         self._drained = asyncio.Event()
-        self._stop_after_s = stop_after_s
+        self.stop_after_s = stop_after_s
         self._grace_s: dict[asyncio.Task[object], float] = {}
         self._clients: list[tuple[str, AsyncExitStack]] = []
 
@@ -70,7 +73,7 @@ class Room:
     ) -> asyncio.Task[object]:
         """Runs a named loop. When the room stops it has `grace_s` to end before it is cancelled; 0: at once."""
         task: asyncio.Task[object] = asyncio.create_task(coro, name=name)
-        self._grace_s[task] = max(1.0, self._stop_after_s - _CLOSING_SHARE_S) if grace_s is None else grace_s
+        self._grace_s[task] = max(1.0, self.stop_after_s - _CLOSING_SHARE_S) if grace_s is None else grace_s
         task.add_done_callback(self._ended)
         return task
 
@@ -179,7 +182,7 @@ def run_room(name: str, main: Callable[[Room], Awaitable[None]], *, stop_after_s
 async def _live(name: str, main: Callable[[Room], Awaitable[None]], stop_after_s: float) -> bool:
     room = Room(name, stop_after_s=stop_after_s)
     loop = asyncio.get_running_loop()
-    watchdog = _Watchdog(name, stop_after_s)
+    watchdog = _Watchdog(room)
 
     def asked(_number: int, _frame: FrameType | None) -> None:
         # Not in the loop, which may be the very thing that is stuck.
@@ -246,11 +249,10 @@ def _task_name() -> str:
 
 
 class _Watchdog:
-    """Leaves the process when the time to stop is over, whatever still runs."""
+    """Leaves the process when a loop hangs, and when the time to stop is over, whatever still runs."""
 
-    def __init__(self, name: str, stop_after_s: float) -> None:
-        self._name = name
-        self._stop_after_s = stop_after_s
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self._asked = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -259,10 +261,18 @@ class _Watchdog:
         self._asked.set()
 
     def _watch(self) -> None:
-        self._asked.wait()
-        time.sleep(self._stop_after_s)
+        looks = 0
+        while not self._asked.wait(LOOK_EVERY_S):
+            # Looks are counted, not time: a process that was stopped and goes on is given as long as any other.
+            looks = looks + 1 if (stale := self._room.health.stale()) else 0
+            if looks * LOOK_EVERY_S >= HUNG_AFTER_S:
+                self._leave(f"hangs, and is to be started again: no sign of life from {', '.join(stale)}")
+        time.sleep(self._room.stop_after_s)
+        self._leave(f"did not stop within {self._room.stop_after_s:g} s: leaving")
+
+    def _leave(self, why: str) -> None:
         last = threading.Timer(1.0, os._exit, args=(1,))  # for when even the log is stuck
         last.daemon = True
         last.start()
-        _log.error("%s did not stop within %g s: leaving", self._name, self._stop_after_s)
+        _log.error("%s %s", self._room.name, why)
         os._exit(1)

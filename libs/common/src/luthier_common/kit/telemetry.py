@@ -5,6 +5,7 @@ the SDK. An endpoint (`OTEL_EXPORTER_OTLP_ENDPOINT`, or one per signal) or an ex
 `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER`: otlp, none; metrics also prometheus) asks; `OTEL_SDK_DISABLED` says no.
 """
 
+import math
 import os
 import threading
 import time
@@ -86,6 +87,7 @@ class LiveGauge:
 
     def __init__(self, name: str, unit: str, description: str) -> None:
         self._values: dict[tuple[tuple[str, str], ...], float] = {}
+        self._until_s = math.inf
         meter().create_observable_gauge(name, [self._observe], unit, description)
 
     def set(self, value: float, **attributes: str) -> None:
@@ -101,7 +103,13 @@ class LiveGauge:
         """These series, and no others."""
         self._values = {tuple(sorted(attributes.items())): value for value, attributes in values}
 
+    def expire(self, at_s: float) -> None:
+        """Show nothing from this time of the monotonic clock on: the exporter's thread outlives a loop that hangs."""
+        self._until_s = at_s
+
     def _observe(self, _options: metrics.CallbackOptions) -> list[metrics.Observation]:
+        if time.monotonic() > self._until_s:
+            return []
         # Called in the exporter's thread while the loop may write: the copy is one step.
         return [metrics.Observation(value, dict(key)) for key, value in self._values.copy().items()]
 
