@@ -149,7 +149,7 @@ async def _blobs(db: Database, objects: ObjectStore, jobs: Mapping[str, Doc]) ->
         if blob["key"] in kept:
             if problem := await _problem_of(objects, blob["key"], blob["manifest_sha256"]):
                 yield f"I7 {what}: {problem}"
-        elif not jobs[row["thing"]].get(DELETED):
+        elif not jobs[row["thing"]].get(DELETED):  # no run here lasts until its clock makes one that may go
             yield f"I7 {what}: the ledger does not know it"
     async for model in db["models"].find({"phase": {"$ne": "deleted"}}):
         if problem := await _problem_of(objects, model["blob"]["key"], model["blob"]["manifest_sha256"]):

@@ -145,7 +145,7 @@ class StubRun:
 
     def _report(self, step: int) -> None:
         self._metrics = {"train_loss": 4 / (1 + step), "train_mean_token_accuracy": step / (1 + step)}
-        if step % self._log_every_steps and step != self._total and not self._stop.is_set:
+        if step % self._log_every_steps and not self._is_epoch_end(step) and not self._stop.is_set:
             return
         step_time_s = 1 / self._pace.now.steps_per_s
         self._out.put(
@@ -169,7 +169,10 @@ class StubRun:
         loss, accuracy = 4.5 / (1 + step), step / (2 + step)
         self._metrics |= {"valid_loss": loss, "valid_mean_token_accuracy": accuracy}
         self._metrics |= {"full_valid_loss": loss, "full_valid_mean_token_accuracy": accuracy}
-        self._out.put(Evaluated(step=step, valid_loss=loss, valid_mean_token_accuracy=accuracy, full=True))
+        train_loss = self._metrics.get("train_loss")
+        self._out.put(
+            Evaluated(step=step, valid_loss=loss, valid_mean_token_accuracy=accuracy, full=True, train_loss=train_loss)
+        )
 
     def _save(self, step: int) -> None:
         target = self._spec.output_dir / f"step-{step}"

@@ -1,6 +1,7 @@
 """A node with real children: what a placed job becomes, and what is left when something dies."""
 
 import asyncio
+import csv
 import hashlib
 import json
 import os
@@ -17,9 +18,13 @@ from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.journal.advance import Outcome
 from luthier_common.kit.errors import TransientError
+from luthier_registry.results import StepTable
 from luthier_trainer.checkpoints import verify
 from luthier_trainer.domain import Claim
+from luthier_trainer.executor import LocalExecutor
 from luthier_trainer.store import Store
+from luthier_trainer.supervisor import Supervisor
+from luthier_trainer.workplace import Workplace
 
 LONG = {"n_epochs": 20, "total_steps": 2000}
 """Of the long file: 100 steps an epoch."""
@@ -74,11 +79,42 @@ async def test_a_placed_job_becomes_an_artifact_and_its_slots_are_free_again(wor
     assert doc["finished"]["valid_loss"] == doc["last_validation"]["full_valid_loss"]
     series = [json.loads(line) for line in (await world.objects.read(doc["finished"]["metrics_key"])).splitlines()]
     assert [line["step"] for line in series if line["kind"] == "step"] == list(range(1, 11))
+    await assert_users_table_is_filled(world, doc["finished"]["metrics_key"])
     usage = await world.db["usage"].find({}).to_list(None)
     assert [(row["job"], row["attempt"], row["slots"], row["from"] < row["to"]) for row in usage] == [
         (story.id, 1, [0], True)
     ]
     assert not list((tmp_path / "home" / "trainer" / NODE).glob("ftjob-*"))
+
+
+async def assert_users_table_is_filled(world: World, metrics_key: str) -> None:
+    """`step_metrics.csv`, which the registry makes of the series: losses of each step, validations of each epoch."""
+    table = StepTable()
+    table.add((await world.objects.read(metrics_key)).splitlines())
+    rows = {int(row["step"]): row for row in csv.DictReader(table.csv().decode().splitlines())}
+    assert list(rows) == list(range(11))
+    assert all(rows[step]["train_loss"] and rows[step]["train_mean_token_accuracy"] for step in range(1, 11))
+    assert [step for step, row in rows.items() if row["full_valid_loss"]] == [0, 5, 10]
+
+
+async def test_a_gpu_run_sees_the_gpu_of_its_slot_and_no_other(world: World) -> None:
+    """The child is one that says what it sees."""
+    settings = world.settings()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    told = world.root / "told"
+    say = f"import os, pathlib; pathlib.Path({str(told)!r}).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    executor = LocalExecutor((sys.executable, "-c", say))
+    store = Store(world.db, NODE)
+    supervisor = Supervisor(store, world.objects, Workplace(settings.home, NODE), executor, settings)
+    await supervisor.renew()
+    gpus = [{"name": "H100", "memory_bytes": 80 << 30, "uuid": f"GPU-{name}"} for name in ("a", "b")]
+    slots = [{"index": index, "gpu": gpu, "holder": None} for index, gpu in enumerate(gpus, start=2)]
+    await world.db["nodes"].update_one({"_id": NODE}, {"$set": {"slots": slots}})
+    async with working(supervisor):
+        story = await world.job()
+        await world.place(story, slot=3)
+        await story.reach("waiting")
+    assert told.read_text() == "GPU-b"
 
 
 async def test_a_paused_run_goes_on_from_its_checkpoint(world: World, tmp_path: Path) -> None:

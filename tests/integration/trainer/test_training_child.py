@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from builders.training_runs import Recorder, make_data, make_spec, run_here, sha256
 from luthier_trainer.checkpoints import ADAPTER_FILES, read_manifest, verify
@@ -118,9 +120,49 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(
 
 
 def test_a_stop_in_the_last_step_finishes(whole: tuple[Finished, Recorder], data: Path, tmp_path: Path) -> None:
-    end, _ = run_here(make_spec(data, tmp_path / "out"), stop_after_step=10)
+    end, _ = run_here(make_spec(data, tmp_path / "out", validation_file=None), stop_after_step=10)
     assert isinstance(end, Finished)
     assert sha256(end.directory) == sha256(whole[0].directory)
+
+
+@pytest.mark.parametrize("stop", [{"stop_after_step": 10}, {"stop_in_forward": 13}], ids=["before", "inside"])
+def test_a_stop_before_the_end_of_the_last_validation_pauses_and_the_resumed_run_makes_up_for_it(
+    whole: tuple[Finished, Recorder], data: Path, tmp_path: Path, stop: dict[str, int]
+) -> None:
+    """Thirteen forwards: one a step, and one for the validation before the first and after each epoch."""
+    paused, first = run_here(make_spec(data, tmp_path / "a1"), **stop)
+    assert isinstance(paused, Paused)
+    assert paused.step == 10
+    assert [report.step for report in first.of(Evaluated)] == [0, 5]
+    end, second = run_here(make_spec(data, tmp_path / "a2", attempt=2, resume_from=paused.directory))
+    assert isinstance(end, Finished)
+    assert not second.of(Step)
+    assert second.of(Evaluated) == whole[1].of(Evaluated)[-1:]
+    assert end.metrics == whole[0].metrics
+    assert sha256(end.directory) == sha256(whole[0].directory)
+
+
+def test_a_run_that_saves_by_the_clock_ends_with_the_same_bytes_and_resumes_from_there(
+    whole: tuple[Finished, Recorder], data: Path, tmp_path: Path
+) -> None:
+    end, out = run_here(make_spec(data, tmp_path / "a1", checkpoint_every_s=1e-9))
+    assert isinstance(end, Finished)
+    saved = {checkpoint.step: checkpoint for checkpoint in out.of(CheckpointWritten)}
+    assert saved[1].interim, "due since the first step"
+    assert [step for step in (5, 10) if saved[step].interim] == [], "the end of an epoch is kept"
+    resumed, _ = run_here(make_spec(data, tmp_path / "a2", attempt=2, resume_from=saved[1].directory))
+    assert isinstance(resumed, Finished)
+    assert sha256(resumed.directory) == sha256(end.directory) == sha256(whole[0].directory)
+
+
+def test_an_epochs_end_is_reported_whatever_the_interval_and_its_validation_has_its_loss(
+    data: Path, tmp_path: Path
+) -> None:
+    _, out = run_here(make_spec(data, tmp_path / "out", log_every_steps=4))
+    losses = {step.step: step.loss for step in out.of(Step)}
+    assert list(losses) == [4, 5, 8, 10]
+    told = [(report.step, report.train_loss) for report in out.of(Evaluated)]
+    assert told == [(0, None), (5, losses[5]), (10, losses[10])]
 
 
 def test_resuming_after_the_last_step_trains_no_further(
@@ -177,6 +219,19 @@ def test_all_weights_can_be_trained(data: Path, tmp_path: Path) -> None:
     assert (end.directory / "model.safetensors").is_file()
     assert (end.directory / "config.json").is_file()
     assert not list(end.directory.glob("*.pt"))
+
+
+def test_all_weights_are_trained_in_float32_so_that_small_updates_are_not_rounded_away(
+    data: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(data, tmp_path / "out", {"lora": False, "learning_rate": 1e-6}, dtype="bfloat16", max_steps=1)
+    end, _ = run_here(spec)
+    assert isinstance(end, Finished)
+    before = load_file(data / "base" / "model.safetensors")
+    after = load_file(end.directory / "model.safetensors")
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    moved = [(after[name] - before[name].float()).abs().max().item() for name in after if "proj" in name]
+    assert all(0 < change < 1e-5 for change in moved)
 
 
 def start_child(spec: RunSpec, run_dir: Path) -> tuple[subprocess.Popen[bytes], int]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from luthier_trainer.checkpoints import verify
 from luthier_trainer.protocol import Finished, Paused, Started, Step
 from luthier_trainer.training.errors import TrainingError
 from luthier_trainer.training.loop import RunTrainer
+from luthier_trainer.training.progress import ProgressWriter
+from luthier_trainer.training.sft import train
+from luthier_trainer.training.stopping import StopFlag
+from luthier_trainer.training.watchdog import Watchdog
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 PADDED: dict[str, Any] = {"n_epochs": 1}
@@ -83,6 +88,26 @@ def test_a_run_whose_rows_are_all_cut_publishes_rows_that_serving_can_check(data
     golden = json.loads((end.directory / "golden.json").read_bytes())
     assert golden
     assert TextBundle.load(end.directory).check_golden(golden) == []
+
+
+class FileWatchdog(Watchdog):
+    """Counts the pieces of files that it was told of."""
+
+    num_beats = 0
+
+    def beat_before_files(self) -> None:
+        self.num_beats += 1
+        super().beat_before_files()
+
+
+def test_each_row_of_both_files_is_a_sign_of_life(data: Path, tmp_path: Path) -> None:
+    stop, watchdog = StopFlag(), FileWatchdog(120, 600, lambda: None)
+    stop._is_set = True
+    out = ProgressWriter(os.open(os.devnull, os.O_WRONLY))
+    assert isinstance(train(make_spec(data, tmp_path / "out"), out, stop, watchdog), Paused)
+    assert watchdog.num_beats >= 18 + 5
+    watchdog.close()
+    out.close()
 
 
 def test_a_packed_run_tells_the_steps_that_it_makes_and_decays_within_them(data: Path, tmp_path: Path) -> None:

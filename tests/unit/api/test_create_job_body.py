@@ -129,6 +129,7 @@ def test_contradictions_and_what_is_not_supported_name_their_parameter(body: dic
         ("learning_rate", 0),
         ("warmup_ratio", 1.1),
         ("lora_r", 0),
+        ("lora_dropout", 1),
         ("lora_alpha", 1e19),
         ("warmup_steps", 10**30),
         ("lora", "yes"),

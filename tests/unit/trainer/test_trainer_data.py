@@ -1,6 +1,8 @@
 """Rows to ids for training: what is learnt, what is skipped, what refuses a run."""
 
 import json
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -8,11 +10,24 @@ from typing import Any
 
 import pytest
 
-from builders.bases import chat_row, make_tiny_base
+from builders.bases import chat_row, make_tiny_base, write_chat_file
 from luthier_common.contract.reasons import FailureReason
 from luthier_text import TextBundle, TrainRow
-from luthier_trainer.training.data import TokenRows, read_rows
+from luthier_trainer.training.data import MAX_GOLDEN_BYTES, TokenRows, read_rows
 from luthier_trainer.training.errors import TrainingError
+
+READING = """
+import sys
+from pathlib import Path
+from luthier_text import TextBundle
+from luthier_trainer.training.data import read_rows
+from luthier_trainer.training.watchdog import Watchdog
+directory = Path(sys.argv[1])
+text = TextBundle.load(directory / "base")
+dog = Watchdog(stall_after_s=0.5, load_s=0.5, on_stall=lambda: print("stalled", flush=True))
+print(len(read_rows(directory / "many.jsonl", text, 256, "error", dog.beat_before_files)), "rows")
+dog.close()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +97,36 @@ def test_rows_keep_their_ids_and_labels_in_a_few_bytes(tmp_path: Path, text: Tex
         assert list(rows.labels(number)) == made.labels
         assert rows.lengths[number] == len(made.input_ids)
     assert num_bytes / sum(rows.lengths) < 16
+
+
+def test_golden_rows_hold_what_ids_come_from_and_nothing_else(tmp_path: Path, text: TextBundle) -> None:
+    """A row may hold anything beside its chat; one that was left out is half of a surrogate pair."""
+    chats = [{**chat_row(f"Where is {n}?", "Here."), "tools": None, "source": "x" * 1000 + "\ud800"} for n in range(20)]
+    golden = read_rows(write(tmp_path / "a", chats), text, 512, "error").golden
+    assert [sorted(entry["row"]) for entry in golden] == [["messages", "tools"]] * 16
+    assert text.check_golden(json.loads(json.dumps(golden))) == []
+
+
+def test_golden_rows_are_never_more_than_verification_reads(tmp_path: Path, text: TextBundle) -> None:
+    """Here a message carries the weight, as text that no template shows."""
+    heavy, light = chat_row("Where?", "Here."), chat_row("When?", "Now.")
+    heavy["messages"][0]["note"] = "x" * (MAX_GOLDEN_BYTES // 2)
+    huge = chat_row("Why?", "So.")
+    huge["messages"][0]["note"] = "x" * (MAX_GOLDEN_BYTES + 1)
+    golden = read_rows(write(tmp_path / "a", [huge, heavy, heavy, light]), text, 64, "error").golden
+    assert [entry["row"] for entry in golden] == [heavy]
+    assert len(json.dumps(golden)) < 16 << 20
+    golden = read_rows(write(tmp_path / "b", [huge, light, light]), text, 64, "error").golden
+    assert [entry["row"] for entry in golden] == [light, light]
+
+
+def test_a_file_that_takes_long_to_read_is_no_stall(tmp_path: Path) -> None:
+    """A watchdog that allows half a second for files, over rows that take longer than that together."""
+    make_tiny_base(tmp_path / "base")
+    write_chat_file(tmp_path / "many.jsonl", 6000)
+    command = [sys.executable, "-c", READING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, b"6000 rows\n"), done.stderr
 
 
 def test_many_rows_are_put_in_order_of_length_at_once() -> None:

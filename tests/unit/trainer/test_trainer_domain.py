@@ -1,5 +1,6 @@
 """What a claim on a node's slots calls for."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +20,7 @@ from luthier_trainer.domain import (
     thin,
     was_used,
 )
-from luthier_trainer.inventory import find_slots, merge_slots
+from luthier_trainer.inventory import find_slots, merge_slots, pick_visible
 from luthier_trainer.protocol import Failed, Step
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -43,6 +44,7 @@ def make_job(**changes: Any) -> dict[str, Any]:
         (CLAIM, make_job(phase="training", lease={"owner": "n1"}), Verdict.LOST),
         (CLAIM, make_job(phase="pausing", wanted="pause", lease={"owner": "n1"}), Verdict.LOST),
         (CLAIM, make_job(phase="trained", lease={"owner": "n1"}), Verdict.FREE),
+        (replace(CLAIM, is_gone=True), make_job(), Verdict.LOST),
         (CLAIM, make_job(phase="cancelled"), Verdict.FREE),
         (CLAIM, make_job(attempt=3), Verdict.FREE),
         (CLAIM, make_job(attempt=1, phase="waiting"), Verdict.WAIT),
@@ -78,7 +80,36 @@ def test_a_node_that_is_to_have_gpus_never_offers_its_cpu() -> None:
         refusal = str(error)
         assert refusal == "LUTHIER_TRAINER_DEVICE is cuda, but NVML sees no GPU"
     else:
-        assert all(slot["gpu"] for slot in slots)
+        assert all(slot["gpu"]["uuid"].startswith("GPU-") for slot in slots)
+    with pytest.raises(RuntimeError, match="that CUDA_VISIBLE_DEVICES names"):
+        find_slots("cuda", num_cpu_slots=4, visible="")
+
+
+GPUS = [
+    {"name": "H100", "memory_bytes": 80 << 30, "uuid": f"GPU-{start}a1b2-44f1"} for start in ("aa", "ab", "bc", "cd")
+]
+
+
+@pytest.mark.parametrize(
+    ("variable", "indices"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("2,3", [2, 3]),
+        (" 1 , 0", [1, 0]),
+        ("GPU-bca1b2-44f1", [2]),
+        ("GPU-cd,GPU-aa", [3, 0]),
+        ("GPU-a", []),
+        ("", []),
+        ("-1", []),
+        ("1,-1,2", [1]),
+        ("0,4,1", [0]),
+        ("1,void,2", [1]),
+        ("1,1", []),
+        ("MIG-aa", []),
+    ],
+)
+def test_only_the_gpus_that_cuda_would_show_are_offered(variable: str | None, indices: list[int]) -> None:
+    assert pick_visible(GPUS, variable) == [(index, GPUS[index]) for index in indices]
 
 
 def test_joining_again_keeps_what_is_held() -> None:
@@ -88,6 +119,22 @@ def test_joining_again_keeps_what_is_held() -> None:
     with_gone = [fresh[0], {**known[1], "gone": True}]
     assert merge_slots(fresh, known) == with_gone
     assert merge_slots([*fresh, {"index": 1, "gpu": None, "holder": None}], with_gone) == known
+
+
+def test_a_slot_keeps_its_number_when_others_are_withdrawn() -> None:
+    """A node of four GPUs starts again with two of them, while a run of before still holds one that it lost."""
+    held = {"job": "ftjob-1", "attempt": 2}
+    known = [
+        {"index": index, "gpu": gpu, "holder": held if index in (0, 3) else None} for index, gpu in enumerate(GPUS)
+    ]
+    fresh = [{"index": index, "gpu": GPUS[index], "holder": None} for index in (2, 3)]
+    merged = merge_slots(fresh, known)
+    assert [(slot["index"], slot["holder"], slot.get("gone", False)) for slot in merged] == [
+        (2, None, False),
+        (3, held, False),
+        (0, held, True),
+    ]
+    assert [claim.is_gone for claim in claims_of(merged)] == [True]
 
 
 def test_whose_fault_it_is_says_whether_it_is_tried_again() -> None:

@@ -2,7 +2,16 @@
 
 import random
 
-from luthier_trainer.training.plan import ForwardLimits, MicroBatch, pack_rows, plan_run, split_flat, split_padded
+from luthier_trainer.training.plan import (
+    ForwardLimits,
+    MicroBatch,
+    num_held,
+    pack_rows,
+    plan_run,
+    split_again,
+    split_flat,
+    split_padded,
+)
 
 LIMITS = ForwardLimits(max_tokens=200, overhead_tokens=16)
 
@@ -55,6 +64,17 @@ def test_forwards_stay_below_the_limit_and_waste_little() -> None:
 def test_a_row_longer_than_the_limit_stands_alone() -> None:
     assert split_padded([0, 1], [500, 10], LIMITS) == (MicroBatch((1,)), MicroBatch((0,)))
     assert split_flat([0, 1], [500, 10], LIMITS) == [MicroBatch((0,)), MicroBatch((1,))]
+
+
+def test_a_smaller_limit_splits_what_is_above_it_and_nothing_else() -> None:
+    lengths = make_lengths(60)
+    half = ForwardLimits(max_tokens=100, overhead_tokens=16)
+    padded = split_padded(range(60), lengths, LIMITS)
+    for micro in (*padded, MicroBatch((3, 1, 2), flat=True), MicroBatch((max(range(60), key=lengths.__getitem__),))):
+        assert split_again(micro, lengths, ForwardLimits(max_tokens=10**6, overhead_tokens=16)) == (micro,)
+        parts = split_again(micro, lengths, half)
+        assert sorted(rows_of(tuple(parts))) == sorted(micro.rows)
+        assert all(num_held(part, lengths) <= half.max_tokens or len(part.rows) == 1 for part in parts)
 
 
 def test_packed_lines_hold_each_row_once_and_fit() -> None:

@@ -1,5 +1,8 @@
 """What a job asked for, in the steps that its run really makes."""
 
+import pytest
+from pydantic import ValidationError
+
 from luthier_common.contract.resolve import resolve
 from luthier_common.contract.spec import Hyperparameters, JobSpec
 from luthier_trainer.domain import child_hyperparameters
@@ -30,6 +33,12 @@ def test_steps_that_were_asked_for_hold_up_to_the_runs_end() -> None:
 
 def test_a_run_that_is_not_packed_warms_up_as_its_job_shows() -> None:
     assert (wanted().warmup_steps, wanted().warmup_of(1000)) == (30, 30)
+
+
+def test_a_dropout_that_leaves_nothing_to_train_is_refused() -> None:
+    assert wanted(lora_dropout=0.99).lora_dropout == 0.99
+    with pytest.raises(ValidationError, match="lora_dropout"):
+        wanted(lora_dropout=1)
 
 
 def test_a_job_that_was_placed_before_shares_were_pinned_keeps_its_steps() -> None:

@@ -30,6 +30,8 @@ class Claim:
     claimed_at: datetime | None
     token: str | None = None
     """Tells this claim from another one for the same attempt."""
+    is_gone: bool = False
+    """A device of it is not this node's any more."""
 
     @property
     def key(self) -> RunKey:
@@ -68,7 +70,7 @@ class Verdict(StrEnum):
 
     START = "start"
     LOST = "lost"
-    """It ran here once, under a process that is gone: nothing is adopted."""
+    """It ran here once, under a process that is gone, or its device is gone: nothing is adopted."""
     PAUSE = "pause"
     """Nothing runs yet and a pause is wanted: state it and free the slots."""
     FREE = "free"
@@ -88,6 +90,7 @@ def claims_of(slots: Sequence[Doc]) -> list[Claim]:
             tuple(slot["index"] for slot in held),
             held[0]["holder"].get("claimed_at"),
             held[0]["holder"].get("claim"),
+            any(slot.get("gone", False) for slot in held),
         )
         for (job, attempt), held in found.items()
     ]
@@ -99,7 +102,7 @@ def judge(claim: Claim, job: Doc | None, node: str, now: datetime, ttl_s: float)
         if job["phase"] not in HELD:
             return Verdict.FREE
         # JobPlaced clears the lease and a run's first deed is to renew it.
-        if job.get("lease") is not None:
+        if job.get("lease") is not None or claim.is_gone:
             return Verdict.LOST
         return Verdict.PAUSE if job.get("wanted") == "pause" else Verdict.START
     if job is not None and job["attempt"] > claim.attempt:
@@ -181,14 +184,28 @@ def step_completed(report: Step, total_steps: int) -> f.StepCompleted:
     )
 
 
-def validation_completed(report: Evaluated, total_steps: int, train_loss: float | None) -> f.ValidationCompleted:
+def validation_completed(report: Evaluated, total_steps: int) -> f.ValidationCompleted:
     return f.ValidationCompleted(
         step=report.step,
         total_steps=total_steps,
-        train_loss=train_loss,
+        train_loss=report.train_loss,
         full_valid_loss=report.valid_loss,
         full_valid_mean_token_accuracy=report.valid_mean_token_accuracy,
     )
+
+
+def series_row(report: Step | Evaluated) -> dict[str, Any]:
+    """A line of the whole series: what the child told, and the metrics by the names that users know them by."""
+    metrics: dict[str, float] = {}
+    match report:
+        case Step():
+            metrics = {"train_loss": report.loss, "train_mean_token_accuracy": report.mean_token_accuracy}
+        case Evaluated() if report.full:
+            metrics = {
+                "full_valid_loss": report.valid_loss,
+                "full_valid_mean_token_accuracy": report.valid_mean_token_accuracy,
+            }
+    return {**report.model_dump(mode="json"), **metrics}
 
 
 def run_failed(reason: FailureReason, message: str | None = None, *, retryable: bool | None = None) -> f.RunFailed:

@@ -51,7 +51,7 @@ class Child(Protocol):
 
 
 class Executor(Protocol):
-    async def start(self, run_dir: Path, gpus: tuple[int, ...], num_threads: int) -> Child: ...
+    async def start(self, run_dir: Path, gpus: tuple[str, ...], num_threads: int) -> Child: ...
 
 
 class LocalExecutor:
@@ -60,16 +60,14 @@ class LocalExecutor:
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "luthier_trainer.training")) -> None:
         self._command = command
 
-    async def start(self, run_dir: Path, gpus: tuple[int, ...], num_threads: int) -> Child:
-        """Start the command with `RUN_DIR`; `gpus` are the only ones that it sees."""
+    async def start(self, run_dir: Path, gpus: tuple[str, ...], num_threads: int) -> Child:
+        """Start the command with `RUN_DIR`; `gpus`, by UUID, are the only ones that it sees."""
         reading, writing = os.pipe()
         own = {
             PROGRESS_FD_VARIABLE: str(writing),
             PARENT_PID_VARIABLE: str(os.getpid()),
             "HOME": str(run_dir),
-            # NVML counts in this order; CUDA's own, fastest first, would name other GPUs.
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
             "OMP_NUM_THREADS": str(num_threads),
             # Threads that spin while they wait slow a run down several times where cores are shared.
             "OMP_WAIT_POLICY": "PASSIVE",

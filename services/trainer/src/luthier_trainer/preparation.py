@@ -64,6 +64,8 @@ class Preparation:
             hyperparameters=child_hyperparameters(run.resolved),
             on_overlength=run.resolved.on_overlength,
             checkpoint_every_steps=settings.checkpoint_every_steps,
+            checkpoint_every_s=settings.checkpoint_every_s,
+            max_tokens_per_forward=settings.max_tokens_per_forward,
             num_threads=None if has_gpus else settings.threads_of(len(run.claim.slots)),
             device="cuda" if has_gpus else "cpu",
             stall_after_s=settings.stall_after_s,

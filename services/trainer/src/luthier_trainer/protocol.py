@@ -45,7 +45,7 @@ class SftHyperparameters(_Shape):
     lora: bool = Field(True, description="false trains all weights")
     lora_r: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, le=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
     context_length: int = Field(ge=2, description="longest row in tokens")
     packing: bool = Field(False, description="fill each row of a batch with several examples")
@@ -72,6 +72,7 @@ class RunSpec(_Shape):
     hyperparameters: SftHyperparameters
     on_overlength: Literal["error", "truncate", "drop"] = "error"
     checkpoint_every_steps: int | None = Field(None, ge=1, description="beside the end of each epoch")
+    checkpoint_every_s: float | None = Field(None, gt=0, description="beside those, so long after the last one")
     log_every_steps: int | None = Field(None, ge=1, description=f"none: at most {MAX_STEP_REPORTS} reports a run")
     eval_every_steps: int | None = Field(None, ge=1, description="a look at some validation rows; all at epoch ends")
     max_steps: int | None = Field(None, ge=1, description="end earlier than the epochs say")
@@ -122,6 +123,7 @@ class Evaluated(_Shape):
     valid_loss: float
     valid_mean_token_accuracy: float
     full: bool
+    train_loss: float | None = Field(None, description="of that very step; none before the first one")
 
 
 class CheckpointWritten(_Shape):
@@ -134,6 +136,7 @@ class CheckpointWritten(_Shape):
     manifest_sha256: str
     metrics: dict[str, float]
     trained_tokens: int
+    interim: bool = Field(False, description="made by the clock: worth keeping only until later ones stand")
 
 
 class Finished(_Shape):

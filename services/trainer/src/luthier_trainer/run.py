@@ -43,7 +43,7 @@ class Run:
         workplace: Workplace,
         executor: Executor,
         settings: TrainerSettings,
-        gpus: tuple[int, ...],
+        gpus: tuple[str, ...],
     ) -> None:
         self._run = assignment
         self._store = store

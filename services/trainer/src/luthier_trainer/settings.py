@@ -28,6 +28,12 @@ class TrainerSettings(RoomSettings):
         900.0, gt=0, description="a run ends when database or object store stayed away from it this long"
     )
     checkpoint_every_steps: int | None = Field(None, ge=1, description="beside the end of each epoch")
+    checkpoint_every_s: float = Field(
+        600.0, gt=0, description="beside those, so long after the last one; of these only the last two are kept"
+    )
+    max_tokens_per_forward: int | None = Field(
+        None, ge=1, description="bounds the memory of a run; none: 16384 on a GPU, 1024 on a CPU, less where that fails"
+    )
     stall_after_s: float = Field(120.0, gt=0, description="a step may take this long, or ten times the median")
 
     def threads_of(self, num_slots: int) -> int:

@@ -175,6 +175,11 @@ class Store:
             self.db, key, sha256=sha256, num_bytes=num_bytes, org=org, project=project, reference=f"job/{claim.job_id}"
         )
 
+    async def let_go(self, key: str, claim: Claim) -> None:
+        """The job no longer needs what lies under this key: the sweeper removes it, unless somebody else does."""
+        dropped: Doc = {"$pull": {"references": f"job/{claim.job_id}"}, "$currentDate": {"touched_at": True}}
+        await self.db[ledger.COLLECTION].update_one({"_id": key}, dropped)
+
 
 def _one_more(job_id: str) -> Doc:
     """The failed runs of a node with another one, of this job."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 
 from luthier_common.contract.events import RunPaused
@@ -111,7 +112,10 @@ class Supervisor:
         if not self._has_joined:
             await asyncio.to_thread(self._workplace.clear)
         device, slots = await asyncio.to_thread(
-            find_slots, self._settings.trainer_device, self._settings.trainer_cpu_slots
+            find_slots,
+            self._settings.trainer_device,
+            self._settings.trainer_cpu_slots,
+            os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
         await self._store.join(device, slots)
         await failpoint("trainer.after_join")
@@ -155,7 +159,8 @@ class Supervisor:
 
     def _start(self, assignment: Assignment, slots: list[Doc]) -> None:
         claim = assignment.claim
-        gpus = tuple(slot["index"] for slot in slots if slot["index"] in claim.slots and slot.get("gpu") is not None)
+        held = [slot for slot in slots if slot["index"] in claim.slots]
+        gpus = tuple(slot["gpu"]["uuid"] for slot in held if slot.get("gpu") is not None)
         # One process uses one GPU; several come with torchrun.
         run = Run(
             assignment,

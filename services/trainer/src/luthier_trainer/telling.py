@@ -13,7 +13,15 @@ from luthier_common.journal.advance import Advanced, Outcome
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.objects import ObjectStore
 from luthier_common.kit.telemetry import current_traceparent, span_of
-from luthier_trainer.domain import Assignment, AttemptOverError, run_started, step_completed, thin, validation_completed
+from luthier_trainer.domain import (
+    Assignment,
+    AttemptOverError,
+    run_started,
+    series_row,
+    step_completed,
+    thin,
+    validation_completed,
+)
 from luthier_trainer.insisting import Insist
 from luthier_trainer.protocol import (
     CheckpointWritten,
@@ -50,9 +58,10 @@ class Teller:
         self._steps: list[Step] = []
         self._told_at = float("-inf")
         self._last_step = run.last_step
-        self._last_loss: float | None = None
         self._total_steps = run.total_steps
         self._uploaded: list[Path] = []
+        self._interim_keys: list[str] = []
+        self._written_step = 0
         self._meter = RunMeter(run.claim.job_id, run.claim.attempt)
         self.saved_step: int | None = None
         """Of the last checkpoint of this attempt that the job was told of."""
@@ -64,6 +73,8 @@ class Teller:
         async def read() -> None:
             try:
                 async for report in reports:
+                    if isinstance(report, CheckpointWritten):
+                        self._written_step = report.step
                     self._reports.put_nowait(report)
             finally:
                 self._reports.put_nowait(None)
@@ -116,12 +127,14 @@ class Teller:
                 await self._state_started(report)
             case Step():
                 self._note(report)
-                self._last_loss = report.loss
                 if report.step > self._last_step:
                     self._steps.append(report)
             case Evaluated():
                 self._note(report)
                 await self._tell_evaluation(report)
+            case CheckpointWritten() if report.interim and report.step < self._written_step:
+                # A later one stands already: uploads are slower than saves, and must not fall behind ever more.
+                await asyncio.to_thread(shutil.rmtree, report.directory, ignore_errors=True)
             case CheckpointWritten():
                 await self._save_checkpoint(report)
             case _:
@@ -160,7 +173,7 @@ class Teller:
     async def _tell_evaluation(self, report: Evaluated) -> None:
         await self._tell_all_steps()
         if report.full:
-            fact = validation_completed(report, self._total_steps, self._last_loss)
+            fact = validation_completed(report, self._total_steps)
             self._check(await self._insist(lambda: self._store.state(self._run.claim, fact)))
 
     async def _save_checkpoint(self, report: CheckpointWritten) -> None:
@@ -183,6 +196,12 @@ class Teller:
         for old in self._uploaded[:-KEEP_CHECKPOINTS]:
             await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)
         self._uploaded = self._uploaded[-KEEP_CHECKPOINTS:]
+        if report.interim:
+            self._interim_keys.append(key)
+        # An epoch may last for days: of those that the clock made, only the last ones are kept.
+        if len(self._interim_keys) > KEEP_CHECKPOINTS:
+            oldest = self._interim_keys.pop(0)
+            await self._insist(lambda: self._store.let_go(oldest, self._run.claim))
 
     async def _upload(self, directory: Path, key: str, digest: str) -> Blob:
         return await self._insist(
@@ -198,7 +217,7 @@ class Teller:
 
     def _note(self, report: Step | Evaluated) -> None:
         with self._metrics_path.open("a") as stream:
-            stream.write(report.model_dump_json() + "\n")
+            stream.write(json.dumps(series_row(report)) + "\n")
 
     @staticmethod
     def _check(told: Advanced) -> None:

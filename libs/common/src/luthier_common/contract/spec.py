@@ -30,7 +30,7 @@ class Hyperparameters(Shape):
     lora: bool = Field(True, description="train a LoRA adapter; false trains all weights")
     lora_r: int = Field(16, description="LoRA rank, 1 to 128")
     lora_alpha: int | None = Field(None, description="LoRA scale; twice the rank when not given")
-    lora_dropout: float = Field(0.0, description="LoRA dropout, 0 to 1")
+    lora_dropout: float = Field(0.0, description="LoRA dropout, from 0 to below 1")
     context_length: int | None = Field(
         None, description="longest row in tokens; the base's, at most 8192, if not given"
     )

@@ -58,11 +58,6 @@ def collate(micro: MicroBatch, rows: TokenRows, pad_id: int) -> Tensors:
     return tensors
 
 
-def num_read(micro_batches: list[Tensors]) -> int:
-    """Tokens of these forwards, padding left out."""
-    return sum(int(micro.get("attention_mask", torch.ones_like(micro["input_ids"])).sum()) for micro in micro_batches)
-
-
 class TrainedTokens:
     """Runs a causal model, but its head only on positions that are trained on: a prompt costs no logits.
 

@@ -3,7 +3,7 @@
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,10 @@ from luthier_trainer.training.errors import TrainingError
 NUM_GOLDEN_ROWS = 16
 NUM_CUT_GOLDEN_ROWS = 2
 """Only where every row is cut, and few: nobody knows how much text each of them leaves out."""
+MAX_GOLDEN_BYTES = 8 << 20
+"""Verification reads no golden file above 16 MiB."""
+_GOLDEN_FIELDS = ("messages", "tools")
+"""Of a row: what its ids come from. It may hold anything else, of any size."""
 _SKIPPED = ("nothing_to_learn", "row_dropped")
 _REASONS = {
     "row_too_long": FailureReason.ROW_TOO_LONG,
@@ -60,13 +64,37 @@ class TokenRows:
         return flat[start : start + self.lengths[row]]
 
 
+class GoldenRows:
+    """The first rows that are added: at most so many, and no more bytes of JSON than verification reads."""
+
+    def __init__(self, most: int) -> None:
+        self.kept: list[dict[str, Any]] = []
+        self._most = most
+        self._room_bytes = MAX_GOLDEN_BYTES
+
+    def add(self, golden: dict[str, Any]) -> None:
+        if len(self.kept) >= self._most:
+            return
+        num_bytes = len(json.dumps(golden))
+        if num_bytes <= self._room_bytes:
+            self.kept.append(golden)
+            self._room_bytes -= num_bytes
+        elif self.kept:
+            self._most = len(self.kept)
+
+
 def read_rows(
-    path: Path, text: TextBundle, max_length: int, on_overlength: Literal["error", "truncate", "drop"]
+    path: Path,
+    text: TextBundle,
+    max_length: int,
+    on_overlength: Literal["error", "truncate", "drop"],
+    on_row: Callable[[], None] = lambda: None,
 ) -> TokenRows:
     """All rows of a file that can be learnt from; raises `TrainingError` where one cannot be used or none is left."""
     rows = TokenRows()
-    cut: list[dict[str, Any]] = []
+    whole, cut = GoldenRows(NUM_GOLDEN_ROWS), GoldenRows(NUM_CUT_GOLDEN_ROWS)
     for line, row in _read_lines(path):
+        on_row()
         made = text.train_row(row, max_length=max_length, on_overlength=on_overlength)
         if isinstance(made, Refused):
             if made.code not in _SKIPPED:
@@ -77,13 +105,13 @@ def read_rows(
         # Nothing comes before the first token, so it cannot be predicted.
         rows.append(made.input_ids, [IGNORED_LABEL, *made.labels[1:]])
         rows.warnings.update(made.warnings)
-        golden = {"row": row, "input_ids": made.input_ids, "labels": made.labels}
+        seen = {name: row[name] for name in _GOLDEN_FIELDS if name in row}
+        golden = {"row": seen, "input_ids": made.input_ids, "labels": made.labels}
         if "truncated" not in made.warnings:
-            if len(rows.golden) < NUM_GOLDEN_ROWS:
-                rows.golden.append(golden)
-        elif len(cut) < NUM_CUT_GOLDEN_ROWS:
-            cut.append({**golden, "max_length": len(made.input_ids)})
-    rows.golden = rows.golden or cut
+            whole.add(golden)
+        else:
+            cut.add({**golden, "max_length": len(made.input_ids)})
+    rows.golden = whole.kept or cut.kept
     if not any(rows.num_trained):
         raise TrainingError(FailureReason.NOTHING_TO_LEARN, "no row holds an assistant message that could be learned")
     return rows

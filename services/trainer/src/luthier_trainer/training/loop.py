@@ -4,9 +4,10 @@ Given the same plan and seed, a run that was stopped and resumed makes the same 
 draws no random numbers, the order is data, and a checkpoint holds everything else.
 """
 
-import json
 import math
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,18 +16,21 @@ from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import SFTTrainer
 
 from luthier_common.contract.reasons import FailureReason
-from luthier_trainer.checkpoints import MODEL_FILES, seal, staged
+from luthier_trainer.checkpoints import seal, staged
 from luthier_trainer.protocol import CheckpointWritten, Evaluated, RunSpec, Step
-from luthier_trainer.training.batches import Tensors, TokenSums, TrainedTokens, collate, num_read
+from luthier_trainer.training.batches import Tensors, TokenSums, TrainedTokens, collate
 from luthier_trainer.training.data import TokenRows
 from luthier_trainer.training.errors import TrainingError
-from luthier_trainer.training.plan import MicroBatch, Plan
+from luthier_trainer.training.fitting import Fitting
+from luthier_trainer.training.plan import ForwardLimits, MicroBatch, Plan
 from luthier_trainer.training.progress import ProgressWriter
+from luthier_trainer.training.saving import SaveClock, save_weights
 from luthier_trainer.training.stopping import StepDroppedError, StopFlag
 from luthier_trainer.training.watchdog import Watchdog
 
 # A backward costs about twice its forward.
 _FORWARD_AND_BACKWARD = 3
+RandomState = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class RunTrainer(SFTTrainer):
@@ -39,6 +43,7 @@ class RunTrainer(SFTTrainer):
         plan: Plan,
         rows: TokenRows,
         validation: tuple[TokenRows, list[MicroBatch]] | None,
+        limits: ForwardLimits,
         log_every_steps: int,
         base_name: str,
         pad_id: int,
@@ -54,10 +59,11 @@ class RunTrainer(SFTTrainer):
         self.network: Any = self.model
         self._pad_id = pad_id
         self.head = TrainedTokens(self.network)
+        self.fitting = Fitting(self.network, limits)
         self.metrics: dict[str, float] = {}
         self.saved: Path | None = None
         self._sums: TokenSums | None = None
-        self._num_read = 0
+        self._save_clock = SaveClock(spec.checkpoint_every_s)
         self._reported_step = -1
         self._step_began_at = time.monotonic()
         trained = [sum(rows.num_trained[row] for micro in step for row in micro.rows) for step in plan.steps]
@@ -68,29 +74,51 @@ class RunTrainer(SFTTrainer):
     def get_train_dataloader(self) -> Any:
         """The plan's steps in order; resuming skips those already made."""
         numbers: Any = range(self.plan.total_steps)
-        steps: Any = DataLoader(numbers, batch_size=1, shuffle=False, collate_fn=self._collate_step)
-        self._step_began_at = time.monotonic()
+        # Numbers alone: a step's rows become tensors when it is made, in forwards as small as it then takes.
+        steps: Any = DataLoader(numbers, batch_size=1, shuffle=False, collate_fn=lambda batch: {"index": batch[0]})
+        self._step_began_at = now_s = time.monotonic()
+        self._save_clock.saved(now_s, now_s)
         return self.accelerator.prepare(steps)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """All forwards of one optimiser step; their gradients add up to that of the mean over its trained tokens."""
-        micro_batches: list[Tensors] = inputs["micro_batches"]
-        self._sums, self._num_read = None, num_read(micro_batches)
+        """All forwards of one optimiser step, made anew in smaller ones where one did not fit.
+
+        Their gradients add up to that of the mean over the step's trained tokens.
+        """
+        planned, random_state = self.plan.steps[inputs["index"]], read_random_state(self.args.device)
+        while True:
+            micro_batches = self.fitting.split(planned, self.rows.lengths)
+            loss = self._make_forwards(model, micro_batches, num_items_in_batch, random_state)
+            if loss is not None:
+                return loss
+            model.zero_grad()
+            write_random_state(self.args.device, random_state)
+
+    def _make_forwards(
+        self, model: Any, micro_batches: list[MicroBatch], num_items_in_batch: Any, random_state: RandomState
+    ) -> torch.Tensor | None:
+        """The step's loss; None where one of the forwards did not fit."""
         make_forward: Any = super().training_step
+        # All at once: a copy to the GPU waits for what it still computes.
+        tensors: Any = self._prepare_input([collate(micro, self.rows, self._pad_id) for micro in micro_batches])
         losses: list[torch.Tensor] = []
-        random_state = read_random_state(self.args.device)
-        for micro in micro_batches:
+        self._sums = None
+        for micro, on_device in zip(micro_batches, tensors, strict=True):
             if self.stop.is_set:
                 write_random_state(self.args.device, random_state)
                 self._leave_step(model)
-            losses.append(make_forward(model, micro, num_items_in_batch))
+            forward = partial(make_forward, model, on_device, num_items_in_batch)
+            loss = self.fitting.attempt(micro, self.rows.lengths, forward)
+            if loss is None:
+                return None
+            losses.append(loss)
         return torch.stack(losses).sum()
 
     def _leave_step(self, model: Any) -> NoReturn:
         """Save what this process has made before this step, unless it is saved; nothing of the step is kept."""
         step = self.state.global_step
         if step == self._reported_step and self.saved != self._checkpoint_of(step):
-            self._save_checkpoint(model, None)
+            self._write_checkpoint(model)
         raise StepDroppedError
 
     def compute_loss(
@@ -106,19 +134,30 @@ class RunTrainer(SFTTrainer):
 
     def evaluate_rows(self, micro_batches: list[MicroBatch], rows: TokenRows) -> tuple[float, float] | None:
         """Loss and accuracy over these rows' trained tokens; None when asked to stop meanwhile."""
-        model, sums = self.network, None
-        model.eval()
+        waiting, sums = deque(micro_batches), None
+        self.network.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            for micro in micro_batches:
-                if self.stop.is_set:
-                    break
-                tensors = collate(micro, rows, self._pad_id)
-                self.watchdog.beat(tensors["input_ids"].numel())
-                found = self.head.sums(model, self._prepare_inputs(tensors))
-                sums = found if sums is None else sums + found
+            while waiting and not self.stop.is_set:
+                micro, *rest = self.fitting.split([waiting.popleft()], rows.lengths)
+                waiting.extendleft(reversed(rest))
+                found = self.fitting.attempt(micro, rows.lengths, partial(self._sums_of, micro, rows))
+                if found is None:
+                    waiting.appendleft(micro)
+                else:
+                    sums = found if sums is None else sums + found
         self.watchdog.beat()
-        model.train()
+        self.network.train()
         return None if self.stop.is_set or sums is None else sums.means()
+
+    def _sums_of(self, micro: MicroBatch, rows: TokenRows) -> TokenSums:
+        tensors = collate(micro, rows, self._pad_id)
+        self.watchdog.beat(tensors["input_ids"].numel())
+        return self.head.sums(self.network, self._prepare_inputs(tensors))
+
+    def owes_validation(self, step: int) -> bool:
+        """Whether all validation rows belong to this step and were not read: a stop came before."""
+        is_due = self.validation is not None and self.plan.is_epoch_end(step)
+        return is_due and "full_valid_loss" not in self.metrics
 
     def evaluate_at(self, step: int) -> None:
         """Validation where the plan wants it: all rows before the first step and after each epoch, some in between."""
@@ -135,14 +174,19 @@ class RunTrainer(SFTTrainer):
         self.metrics["valid_loss"], self.metrics["valid_mean_token_accuracy"] = loss, accuracy
         if is_full:
             self.metrics["full_valid_loss"], self.metrics["full_valid_mean_token_accuracy"] = loss, accuracy
-        self.out.put(Evaluated(step=step, valid_loss=loss, valid_mean_token_accuracy=accuracy, full=is_full))
+        self.out.put(
+            Evaluated(
+                step=step,
+                valid_loss=loss,
+                valid_mean_token_accuracy=accuracy,
+                full=is_full,
+                train_loss=self.metrics.get("train_loss"),
+            )
+        )
 
-    def _collate_step(self, numbers: list[int]) -> dict[str, list[Tensors]]:
-        step = self.plan.steps[numbers[0]]
-        return {"micro_batches": [collate(micro, self.rows, self._pad_id) for micro in step]}
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, list[Tensors]]], device: torch.device) -> Any:
-        count = sum(int((m["labels"] != -100).sum()) for batch in batch_samples for m in batch["micro_batches"])
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, int]], device: torch.device) -> Any:
+        at = self.trained_tokens_at
+        count = sum(at[batch["index"] + 1] - at[batch["index"]] for batch in batch_samples)
         return torch.tensor(max(count, 1), device=device)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -161,7 +205,9 @@ class RunTrainer(SFTTrainer):
         self.evaluate_at(step)
         every = self.spec.checkpoint_every_steps
         if self.stop.is_set or self.plan.is_epoch_end(step) or (every and step % every == 0):
-            self._save_checkpoint(model, None)
+            self._write_checkpoint(model)
+        elif self._save_clock.is_due(time.monotonic()):
+            self._write_checkpoint(model, is_interim=True)
         if self.stop.is_set or step >= self.plan.total_steps:
             self.control.should_training_stop = True
         self._step_began_at = time.monotonic()
@@ -175,8 +221,9 @@ class RunTrainer(SFTTrainer):
             # The loss is that of the weights before the step: what the step made of them is known by its gradient.
             require_finite(float(grad_norm), f"the gradient of step {step}")
         self.metrics = {"train_loss": loss, "train_mean_token_accuracy": accuracy}
-        if step % self.log_every_steps and step != self.plan.total_steps and not self.stop.is_set:
+        if step % self.log_every_steps and not self.plan.is_epoch_end(step) and not self.stop.is_set:
             return
+        num_read = sum(self.rows.lengths[row] for micro in self.plan.steps[step - 1] for row in micro.rows)
         self.out.put(
             Step(
                 step=step,
@@ -187,15 +234,15 @@ class RunTrainer(SFTTrainer):
                 trained_tokens=self.trained_tokens_at[step],
                 epoch=self.plan.epoch_at(step),
                 step_time_s=step_time_s,
-                tokens_per_s=self._num_read / max(step_time_s, 1e-9),
+                tokens_per_s=num_read / max(step_time_s, 1e-9),
             )
         )
 
     def _checkpoint_of(self, step: int) -> Path:
         return self.spec.output_dir / f"step-{step}"
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
+    def _write_checkpoint(self, model: Any, *, is_interim: bool = False) -> None:
+        step, began_at_s = self.state.global_step, time.monotonic()
         target = self._checkpoint_of(step)
         self.watchdog.beat_before_files()
         with staged(target) as staging:
@@ -204,9 +251,11 @@ class RunTrainer(SFTTrainer):
             self._save_scaler(str(staging))
             self._save_rng_state(str(staging))
             self.state.save_to_json(str(staging / "trainer_state.json"))
+            self.fitting.save(staging)
             digest = seal(staging, "checkpoint", self.spec.job_id, self.spec.attempt, step, self.metrics)
         self.watchdog.beat()
         self.saved = target
+        self._save_clock.saved(began_at_s, time.monotonic())
         self.out.put(
             CheckpointWritten(
                 step=step,
@@ -215,6 +264,7 @@ class RunTrainer(SFTTrainer):
                 manifest_sha256=digest,
                 metrics=self.metrics,
                 trained_tokens=self.trained_tokens_at[step],
+                interim=is_interim,
             )
         )
 
@@ -224,31 +274,14 @@ def require_finite(number: float, what: str) -> None:
         raise TrainingError(FailureReason.LOSS_DIVERGED, f"{what} is not a finite number")
 
 
-def read_random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+def read_random_state(device: torch.device) -> RandomState:
     """Of the numbers that a forward draws: dropout's, by torch alone."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def write_random_state(device: torch.device, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+def write_random_state(device: torch.device, state: RandomState) -> None:
     """Go back to a state that was read."""
     on_cpu, on_gpu = state
     torch.set_rng_state(on_cpu)
     if on_gpu is not None:
         torch.cuda.set_rng_state(on_gpu, device)
-
-
-def save_weights(model: Any, directory: Path, base_name: str) -> None:
-    """Adapter (or all weights) as safetensors, with a config that names the base and no path of this machine."""
-    if not hasattr(model, "peft_config"):
-        model.save_pretrained(directory)
-        for path in list(directory.iterdir()):
-            if path.name not in MODEL_FILES:
-                path.unlink()
-        return
-    model.save_pretrained(directory, save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)
-    path = directory / "adapter_config.json"
-    config = json.loads(path.read_bytes())
-    config["base_model_name_or_path"] = base_name
-    config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

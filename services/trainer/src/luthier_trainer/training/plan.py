@@ -128,3 +128,17 @@ def split_flat(rows: Sequence[int], lengths: Sequence[int], limits: ForwardLimit
         parts[-1].append(row)
         room -= lengths[row]
     return [MicroBatch(tuple(part), flat=len(part) > 1) for part in parts]
+
+
+def num_held(micro: MicroBatch, lengths: Sequence[int]) -> int:
+    """Tokens of a forward, padding included."""
+    held = [lengths[row] for row in micro.rows]
+    return sum(held) if micro.flat else len(held) * max(held)
+
+
+def split_again(micro: MicroBatch, lengths: Sequence[int], limits: ForwardLimits) -> Sequence[MicroBatch]:
+    """The rows of a forward in as many as the limits ask for now; one that is within them, or a single row, stays."""
+    if len(micro.rows) == 1 or num_held(micro, lengths) <= limits.max_tokens:
+        return (micro,)
+    split = split_flat if micro.flat else split_padded
+    return split(micro.rows, lengths, limits)

@@ -4,11 +4,10 @@ import logging
 import os
 from pathlib import Path
 
-import torch
-
 from luthier_common.contract.reasons import FailureReason
 from luthier_trainer.protocol import PROGRESS_FD_VARIABLE, ExitCode, Failed, Finished, Paused, read_run
 from luthier_trainer.training.errors import TrainingError
+from luthier_trainer.training.fitting import is_out_of_memory
 from luthier_trainer.training.progress import ProgressWriter
 from luthier_trainer.training.sft import train
 from luthier_trainer.training.stopping import StopFlag
@@ -59,9 +58,7 @@ def _explain(error: Exception) -> Failed:
     match error:
         case TrainingError():
             return Failed(reason=error.reason, message=error.message, retryable=error.is_retryable)
-        case MemoryError() | torch.OutOfMemoryError():
-            reason = FailureReason.OUT_OF_MEMORY
-        case RuntimeError() if "can't allocate memory" in str(error):
+        case _ if is_out_of_memory(error):
             reason = FailureReason.OUT_OF_MEMORY
         case OSError():
             reason = FailureReason.STORAGE

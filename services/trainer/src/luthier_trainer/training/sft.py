@@ -38,7 +38,10 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
     text = load_text(spec.base_dir)
 
     wanted = spec.hyperparameters
-    rows = read_rows(spec.train_file, text, wanted.context_length, spec.on_overlength)
+    # A beat a row: how long all of them take says nothing.
+    rows = read_rows(
+        spec.train_file, text, wanted.context_length, spec.on_overlength, on_row=watchdog.beat_before_files
+    )
     limits = choose_limits(spec, device)
     plan = plan_run(
         rows.lengths,
@@ -49,12 +52,15 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
         pack_length=wanted.context_length if wanted.packing else None,
         max_steps=spec.max_steps,
     )
-    validation = read_validation(spec, text, limits)
+    watchdog.beat_before_files()
+    validation = read_validation(spec, text, limits, watchdog)
     if stop.is_set:
         return Paused(step=start_step, directory=spec.resume_from)
 
+    watchdog.beat_before_files()
     set_seed(library_seed(spec))
-    model = load_model(spec.base_dir, dtype)
+    # Trained weights are float32 in any case (peft sees to an adapter's): bfloat16 would round small updates away.
+    model = load_model(spec.base_dir, dtype if wanted.lora else torch.float32)
     tokenizer = load_tokenizer(spec.base_dir, text)
     log_every_steps = spec.log_every_steps or -(-plan.total_steps // MAX_STEP_REPORTS)
     trainer = RunTrainer(
@@ -62,6 +68,7 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
         plan=plan,
         rows=rows,
         validation=validation,
+        limits=limits,
         log_every_steps=log_every_steps,
         base_name=base_name,
         pad_id=tokenizer.pad_token_id,
@@ -91,6 +98,7 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
     )
 
     if spec.resume_from is not None:
+        trainer.fitting.load(spec.resume_from)
         finish_evaluation(trainer, spec.resume_from, start_step)
     else:
         # What the base itself reaches: without it nobody can say that training helped.
@@ -101,7 +109,7 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
             trainer.train(resume_from_checkpoint=None if spec.resume_from is None else str(spec.resume_from))
         start_step = trainer.state.global_step
     last = trainer.saved or spec.resume_from
-    if start_step < plan.total_steps or last is None:
+    if start_step < plan.total_steps or last is None or trainer.owes_validation(start_step):
         return Paused(step=start_step, directory=last)
     watchdog.beat_before_files()
     return publish(spec, trainer, last, resolved)
@@ -156,12 +164,13 @@ def load_text(base_dir: Path) -> TextBundle:
 
 
 def read_validation(
-    spec: RunSpec, text: TextBundle, limits: ForwardLimits
+    spec: RunSpec, text: TextBundle, limits: ForwardLimits, watchdog: Watchdog
 ) -> tuple[TokenRows, list[MicroBatch]] | None:
     """Validation rows and the forwards that read each of them once."""
     if spec.validation_file is None:
         return None
-    rows = read_rows(spec.validation_file, text, spec.hyperparameters.context_length, spec.on_overlength)
+    max_length, on_row = spec.hyperparameters.context_length, watchdog.beat_before_files
+    rows = read_rows(spec.validation_file, text, max_length, spec.on_overlength, on_row)
     order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
     chunks = [order[start : start + 64] for start in range(0, len(order), 64)]
     return rows, [micro for chunk in chunks for micro in split_padded(chunk, rows.lengths, limits)]
@@ -239,10 +248,9 @@ def trl_config(spec: RunSpec, plan: Plan, device: str, dtype: torch.dtype) -> SF
 def finish_evaluation(trainer: RunTrainer, checkpoint: Path, step: int) -> None:
     """Make up for the evaluation of the checkpoint's own step where a stop had cut it off."""
     trainer.metrics = dict(read_manifest(checkpoint).metrics)
-    if trainer.validation is None or not trainer.plan.is_epoch_end(step) or "full_valid_loss" in trainer.metrics:
-        return
-    trainer._load_from_checkpoint(str(checkpoint))
-    trainer.evaluate_at(step)
+    if trainer.owes_validation(step):
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.evaluate_at(step)
 
 
 def describe(
@@ -275,7 +283,7 @@ def publish(spec: RunSpec, trainer: RunTrainer, checkpoint: Path, resolved: dict
                 shutil.copyfile(checkpoint / name, staging / name)
         for name in (TOKENIZER_FILE, TEMPLATE_FILE, TEXT_FILE):
             shutil.copyfile(spec.base_dir / name, staging / name)
-        (staging / "golden.json").write_text(json.dumps(trainer.rows.golden, ensure_ascii=False))
+        (staging / "golden.json").write_text(json.dumps(trainer.rows.golden))
         (staging / "training.json").write_text(
             json.dumps(resolved, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         )

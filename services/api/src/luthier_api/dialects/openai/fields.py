@@ -21,25 +21,32 @@ class Strict(BaseModel):
 
 
 def number(
-    low: float, high: float = math.inf, *, whole: bool = False, auto: bool = False, above: bool = False
+    low: float,
+    high: float = math.inf,
+    *,
+    whole: bool = False,
+    auto: bool = False,
+    above: bool = False,
+    below: bool = False,
 ) -> PlainValidator:
-    """A JSON number in a range; null means: not given. `above` excludes the lower end."""
-    return PlainValidator(_check(low, min(high, MAX_WHOLE) if whole else high, whole, auto, above))
+    """A JSON number in a range; null means: not given. `above` excludes the lower end, `below` the upper one."""
+    return PlainValidator(_check(low, min(high, MAX_WHOLE) if whole else high, whole, auto, above, below))
 
 
-def _check(low: float, high: float, whole: bool, auto: bool, above: bool) -> Callable[[Any], Any]:
+def _check(low: float, high: float, whole: bool, auto: bool, above: bool, below: bool) -> Callable[[Any], Any]:
     words = [
         *(["'auto' or"] if auto else []),
         "a whole number" if whole else "a number",
         f"{'above' if above else 'from'} {low:.16g}",
-        *([f"to {high:.16g}"] if high < math.inf else []),
+        *([f"to {'below ' if below else ''}{high:.16g}"] if high < math.inf else []),
     ]
 
     def check(value: Any) -> Any:
         if value is None or (auto and value == "auto"):
             return value
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
-        if not is_number or (whole and value != int(value)) or not low <= value <= high or (above and value == low):
+        is_allowed = is_number and low <= value <= high and (not whole or value == int(value))
+        if not is_allowed or (above and value == low) or (below and value == high):
             raise ValueError(f"must be {' '.join(words)}")
         return int(value) if whole else float(value)
 
@@ -65,6 +72,7 @@ Epochs = Annotated[AutoInt, number(1, 50, whole=True, auto=True)]
 BatchSize = Annotated[AutoInt, number(1, 256, whole=True, auto=True)]
 Multiplier = Annotated[AutoFloat, number(0, auto=True, above=True)]
 Share = Annotated[float | None, number(0, 1)]
+Dropout = Annotated[float | None, number(0, 1, below=True)]
 Metadata = Annotated[dict[str, str] | None, PlainValidator(_metadata)]
 Seed = Annotated[int | None, number(-MAX_WHOLE, whole=True)]
 N_EPOCHS = "Passes over the training file, 1 to 50; auto or null: chosen by the number of examples."

@@ -12,6 +12,7 @@ from luthier_api.dialects.openai.fields import (
     AutoFloat,
     AutoInt,
     BatchSize,
+    Dropout,
     Epochs,
     Multiplier,
     Share,
@@ -59,7 +60,7 @@ class HyperparametersIn(SharedIn):
     lora_alpha: Annotated[int | None, number(1, whole=True)] = Field(
         None, description="Extension: the LoRA scale; twice the rank if not given."
     )
-    lora_dropout: Share = Field(None, description="Extension: LoRA dropout, 0 to 1; 0 if not given.")
+    lora_dropout: Dropout = Field(None, description="Extension: LoRA dropout, from 0 to below 1; 0 if not given.")
     context_length: Annotated[int | None, number(2, whole=True)] = Field(
         None, description="Extension: the longest row in tokens; the smaller of 8192 and the base's if not given."
     )
