@@ -49,7 +49,8 @@ ROOM_OF = {name: room for room, names in DEEDS.items() for name in names}
 Judgement = Callable[[Model], str]
 PRINCIPAL = Principal("key-test", OWNED["org"], "Default", OWNED["project"], OWNED["owner"], frozenset())
 _URLS: dict[str, Any] = {"mongo_url": "mongodb://unused", "kafka_url": "unused", "objects_url": "file:///unused"}
-SETTINGS = ApiSettings(**_URLS, internal_token=SecretStr(""))
+SETTINGS = ApiSettings(**_URLS, internal_token=SecretStr(""), max_queued_jobs=10**6)
+"""Thousands of histories are one project's, and many leave their job waiting."""
 _RESOLVED = make_resolved()
 _PROBLEM = f.Problem(code=FailureReason.INTERNAL, message="it failed")
 
