@@ -128,7 +128,7 @@ async def test_a_hugging_face_directory_is_taken_once_and_again_when_it_changes(
     base = await find_base(db, "Tiny")
     assert base is not None
     assert (base["licence"], base["source"]["file"], base["converter"]) == (
-        "apache-2.0", "Tiny-Instruct", "luthier_registry.hf_import/1",
+        "apache-2.0", "Tiny-Instruct", "luthier_registry.hf_import/2",
     )  # fmt: skip
     assert base["revision"] == base["source"]["sha256"]
     assert list((tmp_path / "home" / "registry").iterdir()) == []

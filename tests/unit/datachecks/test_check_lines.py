@@ -46,6 +46,14 @@ def said(*lines: bytes, limits: Limits = ONE) -> list[tuple[int | None, str, str
             {"role": "tool", "tool_call_id": "c1", "content": ""},
             REPLY,
         ),
+        line(USER, {"role": "assistant", "content": None, "refusal": "I may not."}),
+        line(USER, REPLY | {"content": [{"type": "text", "text": ""}, {"type": "text", "text": "Yes."}]}),
+        line(
+            USER,
+            {"role": "assistant", "content": [{"type": "text", "text": ""}], "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": ""}]},
+            REPLY,
+        ),
         line(USER, REPLY | {"reasoning_content": "It is said on the page."}, parallel_tool_calls=False),
         line(USER, REPLY | {"content": '\U0001f3bb role: "content":'}),
     ],
@@ -85,6 +93,8 @@ def test_a_good_row_is_a_row(good: bytes) -> None:
         (line({"role": "user"}, REPLY), "missing_content", "messages[0].content"),
         (line(USER, REPLY | {"content": None}), "missing_content", "messages[1].content"),
         (line(USER, REPLY | {"content": ""}), "missing_content", "messages[1].content"),
+        (line(USER, REPLY | {"content": [{"type": "text", "text": ""}] * 2}), "missing_content", "messages[1].content"),
+        (line(USER, REPLY | {"content": [{"type": "text"}]}), "invalid_type", "messages[1].content[0].text"),
         (line(USER | {"content": 5}, REPLY), "invalid_type", "messages[0].content"),
         (
             line(USER | {"content": [{"type": "image_url"}]}, REPLY),
@@ -122,6 +132,7 @@ def test_a_bad_row_is_named_with_line_path_and_code(bad: bytes, code: str, path:
         (line(USER, REPLY, id=7), "unrecognized_key", "id"),
         (line(USER, REPLY, USER), "last_message_not_assistant", "messages[2]"),
         (line({"role": "system", "content": ""}, USER, REPLY), "empty_content", "messages[0].content"),
+        (line(USER | {"content": [{"type": "text", "text": ""}]}, REPLY), "empty_content", "messages[0].content"),
         (
             line(USER, {"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "x"}}]}),
             "tool_arguments_not_json",

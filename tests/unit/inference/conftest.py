@@ -45,6 +45,8 @@ def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture
 def engine(tiny_base: Path) -> Iterator[Engine]:
-    engine = Engine(tiny_base, limits=EngineLimits(max_rows=4, max_waiting=4, max_adapters=2, prefill_tokens=16))
+    engine = Engine(
+        tiny_base, dtype="float32", limits=EngineLimits(max_rows=4, max_waiting=4, max_adapters=2, prefill_tokens=16)
+    )
     yield engine
     engine.close()

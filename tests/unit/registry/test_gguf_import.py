@@ -59,6 +59,7 @@ def write_gguf(
     pre: str = "smollm",
     template: str | None = TINY_TEMPLATE,
     extra: str | None = None,
+    eos: int = 1,
 ) -> dict[str, np.ndarray]:
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(1)
@@ -76,7 +77,7 @@ def write_gguf(
     writer.add_token_types(TYPES)
     writer.add_token_merges(MERGES)
     writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
+    writer.add_eos_token_id(eos)
     if template is not None:
         writer.add_chat_template(template)
     weights = make_weights()
@@ -101,6 +102,13 @@ def test_a_gguf_becomes_a_complete_bundle(tmp_path: Path) -> None:
     assert manifest.revision == manifest.source.sha256
     assert manifest.num_parameters == sum(values.size for values in weights.values())
     assert names_in(tmp_path / "bases") == {"tiny"}
+
+
+def test_the_token_that_closes_a_reply_ends_it_whatever_the_metadata_say(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", eos=0)
+    import_gguf(tmp_path / "tiny.gguf", tmp_path / "tiny")
+    text = json.loads((tmp_path / "tiny" / "text.json").read_bytes())
+    assert (text["eos_token"], text["generation_eos"]) == ("<|im_start|>", ["<|im_start|>", "<|im_end|>"])
 
 
 def test_the_weights_are_those_before_llama_cpp_reordered_them(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from luthier_text import TextBundle, TrainRow
 
 README = "---\nlicense: apache-2.0\ntags:\n- test\n---\n# Tiny\nlicense: none of this\n"
 INDEX = "model.safetensors.index.json"
+THOUGHTFUL_PROMPT = TINY_TEMPLATE.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}")
 
 
 def make_hf_directory(directory: Path) -> Path:
@@ -93,6 +94,13 @@ def test_its_text_settings_come_from_the_tokenizers_and_the_generations_config(d
     assert text.config.generation_eos == ["<|im_end|>", "<|endoftext|>"]
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     assert isinstance(text.train_row(row), TrainRow)
+
+
+def test_the_token_that_closes_a_reply_ends_it_whatever_the_configs_say(directory: Path, tmp_path: Path) -> None:
+    change_json("generation_config.json", eos_token_id=0)(directory)
+    change_json("tokenizer_config.json", eos_token="<|endoftext|>")(directory)
+    take(directory, tmp_path)
+    assert TextBundle.load(tmp_path / "bundles" / "tiny").eos_ids == {0, 2}
 
 
 def test_the_revision_is_known_without_the_conversion_and_follows_every_file(directory: Path, tmp_path: Path) -> None:
@@ -234,8 +242,9 @@ def _remove(name: str) -> Callable[[Path], None]:
         (change_json("config.json", vocab_size=100), "base_bad_tokenizer", "embedding"),
         (change_json("tokenizer_config.json", chat_template=None), "base_no_chat_template", "instruct"),
         (change_json("tokenizer_config.json", chat_template="{% if %}"), "base_untrainable", "compile"),
-        (change_json("tokenizer_config.json", chat_template="Hello"), "base_untrainable", "turn_not_tracked"),
+        (change_json("tokenizer_config.json", chat_template="Hello"), "base_untrainable", "message_not_rendered"),
         (change_json("tokenizer_config.json", chat_template="{{ messages[9].x.y }}"), "base_untrainable", "refuses"),
+        (change_json("tokenizer_config.json", chat_template=THOUGHTFUL_PROMPT), "base_untrainable", "both alike"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_with_its_reason(

@@ -121,7 +121,7 @@ def printing(request: pytest.FixtureRequest, make_pair: Any) -> Any:
 @settings(deadline=None)
 @given(messages=st.lists(TURN, min_size=1, max_size=6))
 def test_calls_are_refused_exactly_where_the_text_is_the_same_without_them(printing: Any, messages: Any) -> None:
-    ready = template_messages(normalize_messages(messages))
+    ready = template_messages(normalize_messages(messages, {}))
     try:
         whole = printing.bundle.render(ready)
     except TextError:

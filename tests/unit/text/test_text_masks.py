@@ -90,10 +90,15 @@ def test_the_prompt_of_each_turn_comes_before_what_is_learnt(smollm2: Any) -> No
     assert made.labels[len(prompt)] == made.input_ids[len(prompt)]
 
 
-def test_a_reply_that_begins_with_a_space_is_learnt_with_a_warning(smollm2: Any) -> None:
-    made = smollm2.bundle.train_row({"messages": [CHAT[0], {"role": "assistant", "content": "\n y"}]})
-    assert made.warnings == ("turn_border_inside_token",)
-    assert _spans(smollm2, made) == ["\n\n y<|im_end|>"]
+def test_a_reply_that_begins_with_a_space_is_learnt_behind_the_prompt_alone(smollm2: Any) -> None:
+    chat = [CHAT[0], {"role": "assistant", "content": "\n y"}]
+    made = smollm2.bundle.train_row({"messages": chat})
+    assert _spans(smollm2, made) == ["\n y<|im_end|>"]
+    assert made.warnings == ()
+    # A past reply is read as it is in the prompt of the next.
+    past = smollm2.bundle.train_row({"messages": [*chat, *CHAT[2:]]})
+    assert _spans(smollm2, past) == ["\n\n y<|im_end|>", "Beta<|im_end|>"]
+    assert past.warnings == ("turn_border_inside_token",)
 
 
 def test_calls_of_tools_are_learnt_and_their_results_not(qwen: Any, tools: list[Any]) -> None:

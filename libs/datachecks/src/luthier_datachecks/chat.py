@@ -104,6 +104,8 @@ def _check_content(message: dict[str, Any], path: str) -> Iterator[Problem]:
     else:
         for index, part in enumerate(content):
             yield from _check_part(part, f"{inner}[{index}]")
+        if all(_is_text_part(part) for part in content):
+            yield from _check_emptiness(message, "".join(part["text"] for part in content), inner)
 
 
 def _check_emptiness(message: dict[str, Any], content: str, path: str) -> Iterator[Problem]:
@@ -191,6 +193,10 @@ def _call_ids(message: dict[str, Any]) -> set[str]:
     if not isinstance(calls, list):
         return set()
     return {call["id"] for call in calls if isinstance(call, dict) and isinstance(call.get("id"), str)}
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _is_zero(weight: Any) -> bool:

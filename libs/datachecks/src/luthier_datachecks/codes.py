@@ -35,7 +35,7 @@ _ERRORS = {
     "message_unrecognized_key": "A message has a key that is not known for its role.",
     "unrecognized_role": "A role is not one of system, developer, user, assistant, tool.",
     "legacy_functions": "`functions`, `function_call` and the role function: use tools, tool_calls and the role tool.",
-    "missing_content": "A message has no content; only an assistant message with tool_calls may lack it.",
+    "missing_content": "A message has no content; only an assistant message with tool_calls or a refusal may lack it.",
     "invalid_type": "A value has another type than the format asks for.",
     "invalid_value": "A value is not one of those that the format allows.",
     "unsupported_content_part": "Only text parts can be trained on; images, audio and files cannot.",

@@ -2,42 +2,26 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from luthier_text.chats import ChatReader, told_depth, too_long
 from luthier_text.config import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextConfig
 from luthier_text.encoder import Encoder, Encoding
 from luthier_text.errors import Refused, TextError
-from luthier_text.guard import ControlTokens, is_control, mark_calls, pick_mark
+from luthier_text.guard import ControlTokens, is_control
 from luthier_text.labels import IGNORED_LABEL, TrainRow, first_difference, label_tokens
-from luthier_text.messages import (
-    Message,
-    check_tools,
-    normalize_messages,
-    plain,
-    strings,
-    template_messages,
-    trained_turns,
-)
+from luthier_text.messages import plain, template_messages
+from luthier_text.rows import RowReader, ServedRow
 from luthier_text.stream import StreamDecoder, make_stream_decoder
 from luthier_text.template import ChatTemplate
 from luthier_text.turns import TurnFinder
 
 MASK_MODE = "turn_tracking"
 OnOverlength = Literal["error", "truncate", "drop"]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    messages: list[Message]
-    tools: list[Any] | None
-    text: str
-    breaks: list[int]
 
 
 class TextBundle:
@@ -54,11 +38,13 @@ class TextBundle:
         added, special = self._encoder.added, self._encoder.special | set(config.special_tokens.values())
         special |= set(config.generation_eos)
         control = {token for token in added if is_control(token, token in special, self._template.literals)}
-        self._control = ControlTokens(frozenset(control & special), frozenset(control - special))
+        guard = ControlTokens(frozenset(control & special), frozenset(control - special))
         self._control_ids = frozenset(added[token] for token in control)
         ends = [*config.generation_eos, *([config.eos_token] if config.eos_token else [])]
         self._eos_ids = frozenset(self._require_id(token) for token in ends)
-        self._turns = TurnFinder(self._template, tuple(dict.fromkeys(ends)), frozenset(control))
+        turns = TurnFinder(self._template, tuple(dict.fromkeys(ends)), frozenset(control))
+        self._chats = ChatReader(self._template, self._encoder, guard, self._control_ids)
+        self._rows = RowReader(self._template, self._chats, turns)
         self._digests = {
             "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
             "template_sha256": hashlib.sha256(template).hexdigest(),
@@ -87,6 +73,10 @@ class TextBundle:
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a generation."""
         return self._eos_ids
+
+    def control_token(self, id_: int) -> str | None:
+        """The control token that has this id, if it is one."""
+        return self._encoder.tokenizer.id_to_token(id_) if id_ in self._control_ids else None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -122,11 +112,13 @@ class TextBundle:
 
         A text of more characters than the longest tokens could say within the context is refused unread.
         """
-        prepared = self._prepare(messages, tools, True, self.context_length * self._encoder.longest_token)
-        # A control token that must be text takes a look of its own, and more ids than this.
-        if prepared.breaks and len(self._encoder.encode(prepared.text).ids) > self.context_length:
-            raise self._too_long(prepared.text)
-        return self._encode(prepared).ids
+        with told_depth():
+            chat = self._chats.render(*self._chats.read(messages, tools), True, self.context_length)
+            # A control token that must be text takes a look of its own, and more ids than this.
+            if chat.breaks and len(self._encoder.encode(chat.text).ids) > self.context_length:
+                raise too_long(self.context_length, chat.text)
+            self._chats.check_printed(chat)
+            return self._encoder.encode(chat.text, chat.breaks, self._control_ids).ids
 
     def train_row(
         self, row: Mapping[str, Any], max_length: int | None = None, on_overlength: OnOverlength = "error"
@@ -142,7 +134,8 @@ class TextBundle:
 
     def count(self, row: Mapping[str, Any]) -> int:
         """How many tokens a row has, however long it is; raises `TextError`."""
-        return len(self._encode(self._prepare(row.get("messages"), row.get("tools"), False)).ids)
+        with told_depth():
+            return len(self._encode(self._rows.read(row, is_learnt=False)).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
@@ -184,16 +177,15 @@ class TextBundle:
     def _train_row(self, row: Mapping[str, Any], max_length: int, on_overlength: OnOverlength) -> TrainRow | Refused:
         if row.get("functions") is not None:
             raise TextError("legacy_functions", "use tools, not functions")
-        prepared = self._prepare(row.get("messages"), row.get("tools"), False)
-        turns = trained_turns(row["messages"])
-        found = self._turns.find(prepared.messages, prepared.tools, prepared.text, turns)
-        encoding = self._encode(prepared)
-        labels, is_border_inside = label_tokens(encoding, found.spans)
+        with told_depth():
+            served = self._rows.read(row)
+        encoding = self._encode(served)
+        labels, is_border_inside = label_tokens(encoding, served.spans)
         ids = encoding.ids
-        warnings = list(found.warnings)
-        if prepared.breaks and self._encoder.encode(prepared.text).ids != ids:
+        warnings = list(served.warnings)
+        if served.breaks and self._encoder.encode(served.text, border=served.prompt_length).ids != ids:
             warnings.append("control_token_in_text")
-        if self._encoder.loses_bytes(prepared.text):
+        if self._encoder.loses_bytes(served.text):
             warnings.append("bytes_without_token")
         if is_border_inside:
             warnings.append("turn_border_inside_token")
@@ -208,81 +200,8 @@ class TextBundle:
             return Refused("nothing_to_learn", "the row has no token of the assistant to learn")
         return TrainRow(ids, labels, num_trained, tuple(warnings))
 
-    def _prepare(self, messages: object, tools: object, prompt: bool, max_characters: int | None = None) -> _Prepared:
-        try:
-            return self._prepare_checked(messages, tools, prompt, max_characters)
-        except RecursionError as error:
-            raise TextError("bad_messages", "messages or tools are nested too deeply") from error
-
-    def _prepare_checked(self, messages: object, tools: object, prompt: bool, max_characters: int | None) -> _Prepared:
-        checked = plain(check_tools(tools))
-        ready = template_messages(normalize_messages(messages))
-        texts = [*strings(ready), *strings(checked)]
-        try:
-            for text in texts:
-                text.encode()
-        except UnicodeEncodeError as error:
-            raise TextError("lone_surrogate", "a text holds half of a surrogate pair") from error
-        rendered = self._template.render(ready, checked, prompt, {})
-        if max_characters is not None and len(rendered) > max_characters:
-            raise self._too_long(rendered)
-        mark = pick_mark([*texts, rendered])
-        if checked is not None and self._template.prints(rendered, ready, None, prompt):
-            raise TextError("tools_not_rendered", "the chat template does not print the tools")
-        self._check_calls(ready, checked, prompt, rendered, mark)
-        breaks = self._find_breaks(ready, checked, prompt, rendered, mark)
-        return _Prepared(ready, checked, rendered, breaks)
-
-    def _check_calls(
-        self, messages: list[Message], tools: list[Any] | None, prompt: bool, rendered: str, mark: str
-    ) -> None:
-        """Refuse when the template leaves out the tool calls of a message."""
-        if not (called := [index for index, message in enumerate(messages) if message.get("tool_calls")]):
-            return
-        try:
-            marked = self._template.render(mark_calls(messages, mark), tools, prompt, {})
-        except TextError:
-            marked = ""
-        printed = set(marked.split(mark)[1::2])
-        for index in called:
-            # Not every template prints the names: where no mark is seen, the text without the calls tells.
-            if str(index) not in printed:
-                without = {key: value for key, value in messages[index].items() if key != "tool_calls"}
-                others = [*messages[:index], without, *messages[index + 1 :]]
-                if self._template.prints(rendered, others, tools, prompt):
-                    raise TextError("tool_calls_not_rendered", "the chat template does not print the tool calls")
-
-    def _find_breaks(
-        self, messages: list[Message], tools: list[Any] | None, prompt: bool, rendered: str, mark: str
-    ) -> list[int]:
-        """Places in the rendered text that are inside users' text which looks like a control token."""
-        marked_messages = self._control.mark_messages(messages, mark)
-        marked_tools = self._control.mark_tools(tools, mark)
-        if marked_messages == messages and marked_tools == tools:
-            return []
-        try:
-            marked = self._template.render(marked_messages, marked_tools, prompt, {})
-        except TextError as error:
-            raise TextError(
-                "control_token_in_text", "a text holds a control token that cannot be told apart"
-            ) from error
-        pieces = marked.split(mark)
-        if "".join(pieces) == rendered:
-            return list(accumulate(len(piece) for piece in pieces[:-1]))
-        # The template looked at what was marked. Equal control ids with and without marks: nothing was forged.
-        if self._control_sequence(marked) != self._control_sequence(rendered):
-            raise TextError("control_token_in_text", "a text holds a control token that cannot be told apart")
-        return []
-
-    def _too_long(self, text: str) -> TextError:
-        most = f"This model's maximum context length is {self.context_length} tokens"
-        return TextError("context_length_exceeded", f"{most}, the messages have more: {len(text)} characters.")
-
-    def _control_sequence(self, text: str) -> list[int]:
-        return [id_ for id_ in self._encoder.encode(text).ids if id_ in self._control_ids]
-
-    def _encode(self, prepared: _Prepared) -> Encoding:
-        return self._encoder.encode(prepared.text, prepared.breaks, self._control_ids)
+    def _encode(self, row: ServedRow) -> Encoding:
+        return self._encoder.encode(row.text, row.breaks, self._control_ids, row.prompt_length)
 
     def _require_id(self, token: str) -> int:
         found = self._encoder.token_id(token)

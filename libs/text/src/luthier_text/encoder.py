@@ -62,17 +62,22 @@ class Encoder:
         data = text.encode()
         return len(data.translate(None, self._lost_bytes)) != len(data)
 
-    def encode(self, text: str, breaks: Sequence[int] = (), control_ids: Collection[int] = ()) -> Encoding:
-        """Ids of a text; a control token that would span a place in `breaks`, sorted, is encoded as plain text."""
+    def encode(
+        self, text: str, breaks: Sequence[int] = (), control_ids: Collection[int] = (), border: int = 0
+    ) -> Encoding:
+        """Ids of a text; a control token that would span a place in `breaks`, sorted, is encoded as plain text.
+
+        What stands before `border` has the ids that it has alone.
+        """
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        waiting = [(0, len(text), False)]
+        waiting = [piece for piece in ((border, len(text), False), (0, border, False)) if piece[0] < piece[1]]
         while waiting:
             start, end, is_plain = waiting.pop()
             if is_plain:
                 found = self._encode_plain(text[start:end], start > 0, control_ids)
             else:
-                found = self._encode_piece(self.tokenizer, text[start:end], start > 0)
+                found = self._encode_piece(self.tokenizer, text[start:end], start > 0, ids[-1:])
                 inside = [place - start for place in breaks[bisect_right(breaks, start) : bisect_left(breaks, end)]]
                 if forged := _forged_spans(text[start:end], found, inside, control_ids):
                     waiting.extend(reversed(_split(start, end, forged)))
@@ -94,14 +99,20 @@ class Encoder:
             raise TextError("control_token_in_text", "the tokenizer makes a control token out of plain text")
         return found
 
-    def _encode_piece(self, tokenizer: Tokenizer, text: str, is_inside: bool) -> Encoding:
-        for opener, opener_ids in self._openers.items() if is_inside else ():
+    def _encode_piece(self, tokenizer: Tokenizer, text: str, is_inside: bool, before: Sequence[int] = ()) -> Encoding:
+        """Ids of a part of a text; `before` is the id that the part follows, where that may be an added token."""
+        for opener, opener_ids in self._openers_after(before) if is_inside and self._openers else ():
             found = tokenizer.encode(opener + text, add_special_tokens=False)
-            skip = len(opener_ids)
-            if found.ids[:skip] == opener_ids and found.offsets[skip - 1][1] <= len(opener):
-                return Encoding(found.ids[skip:], [(max(s - 1, 0), e - 1) for s, e in found.offsets[skip:]])
+            skip, width = len(opener_ids), len(opener)
+            if found.ids[:skip] == opener_ids and found.offsets[skip - 1][1] <= width:
+                return Encoding(found.ids[skip:], [(max(s - width, 0), e - width) for s, e in found.offsets[skip:]])
         found = tokenizer.encode(text, add_special_tokens=False)
         return Encoding(found.ids, found.offsets)
+
+    def _openers_after(self, before: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """Older SentencePiece tokenizers add their space behind added tokens too: such a one is the best opener."""
+        added = [(token, [id_]) for id_ in before if (token := self.tokenizer.id_to_token(id_)) in self.added]
+        return [*added, *self._openers.items()]
 
     def _find_lost_bytes(self) -> bytes:
         return bytes(byte for char, byte in byte_characters().items() if self.tokenizer.token_to_id(char) is None)

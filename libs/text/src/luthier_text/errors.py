@@ -2,8 +2,8 @@
 
 `bad_messages`, `no_messages`, `unknown_role`, `content_part_unsupported`, `bad_weight`, `bad_tools`,
 `legacy_functions`, `lone_surrogate`, `template_refused`, `tools_not_rendered`, `tool_calls_not_rendered`,
-`control_token_in_text`, `context_length_exceeded`, `turn_not_tracked`, `turn_mixes_roles`, `nothing_to_learn`,
-`row_too_long`, `row_dropped` and, when a bundle is loaded, `bad_bundle`.
+`message_not_rendered`, `control_token_in_text`, `context_length_exceeded`, `turn_not_tracked`, `turn_mixes_roles`,
+`prompt_differs`, `nothing_to_learn`, `row_too_long`, `row_dropped` and, when a bundle is loaded, `bad_bundle`.
 """
 
 from dataclasses import dataclass

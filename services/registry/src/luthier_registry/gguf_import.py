@@ -39,8 +39,8 @@ from luthier_registry.gguf_read import (
     read_weights,
     tensor_shape,
 )
-from luthier_registry.trial import try_text, unusable
-from luthier_text import TextBundle, TextError
+from luthier_registry.trial import choose_text
+from luthier_text import TextConfig
 
 TOKEN_CONTROL, TOKEN_USER_DEFINED = 3, 4
 DTYPE_NAME, SAFETENSORS_DTYPE = "float32", "F32"
@@ -69,7 +69,6 @@ def import_gguf(gguf: Path, target: Path, name: str = SMOLLM2_NAME) -> BundleMan
     shape, vocabulary, tensors = read_shape(reader), read_vocabulary(reader), name_tensors(reader)
     with staging_directory(target) as staging:
         files = _write_files(staging, shape, vocabulary, tensors)
-        _try_text(staging, shape)
         manifest = BundleManifest(
             name=name,
             revision=source.sha256,
@@ -104,26 +103,20 @@ def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
 def _write_files(
     staging: Path, shape: LlamaShape, vocabulary: Vocabulary, tensors: dict[str, ReaderTensor]
 ) -> list[BundleFile]:
+    tokenizer, template = build_tokenizer(vocabulary).to_str(pretty=True), vocabulary.chat_template
+    text = choose_text(tokenizer.encode(), template, _text_config(shape, vocabulary), shape.vocab_size)
     documents = {
         "config.json": _config(shape, vocabulary),
         "generation_config.json": _generation_config(vocabulary),
         "tokenizer_config.json": _tokenizer_config(shape, vocabulary),
-        "text.json": _text_config(shape, vocabulary),
+        "text.json": text.model_dump(mode="json"),
     }
     texts = {name: json.dumps(document, indent=2, ensure_ascii=False) + "\n" for name, document in documents.items()}
-    texts["tokenizer.json"] = build_tokenizer(vocabulary).to_str(pretty=True)
-    texts["chat_template.jinja"] = vocabulary.chat_template
+    texts["tokenizer.json"] = tokenizer
+    texts["chat_template.jinja"] = template
     files = [write_bundle_file(staging / name, partial(_write_text, text)) for name, text in sorted(texts.items())]
     weights = write_bundle_file(staging / "model.safetensors", partial(_write_safetensors, shape, tensors))
     return [*files, weights]
-
-
-def _try_text(staging: Path, shape: LlamaShape) -> None:
-    try:
-        text = TextBundle.load(staging)
-    except TextError as error:
-        raise unusable(error) from error
-    try_text(text, shape.vocab_size)
 
 
 def _write_text(text: str, stream: BinaryIO) -> None:
@@ -195,14 +188,11 @@ def _tokenizer_config(shape: LlamaShape, vocabulary: Vocabulary) -> dict[str, An
     }
 
 
-def _text_config(shape: LlamaShape, vocabulary: Vocabulary) -> dict[str, Any]:
+def _text_config(shape: LlamaShape, vocabulary: Vocabulary) -> TextConfig:
     end = vocabulary.special("eos")
-    return {
-        **_special_tokens(vocabulary),
-        "generation_eos": [end] if end else [],
-        "context_length": shape.context_length,
-        "variables": {},
-    }
+    return TextConfig(
+        **_special_tokens(vocabulary), generation_eos=[end] if end else [], context_length=shape.context_length
+    )
 
 
 def _special_tokens(vocabulary: Vocabulary) -> dict[str, str | None]:

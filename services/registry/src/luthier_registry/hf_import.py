@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from luthier_registry.bundle import (
@@ -37,11 +36,8 @@ from luthier_registry.hf_read import (
     read_weights,
     source_of,
 )
-from luthier_registry.trial import try_text, unusable
-from luthier_text import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextBundle, TextConfig, TextError
-
-PINNED_DATE = "2025-01-01"
-"""The date for templates that cannot do without one: ids must not change from day to day."""
+from luthier_registry.trial import choose_text
+from luthier_text import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextConfig
 
 
 def import_directory(directory: Path, target: Path, name: str) -> BundleManifest:
@@ -53,7 +49,8 @@ def import_directory(directory: Path, target: Path, name: str) -> BundleManifest
     names = list_files(directory)
     config, weights = read_config(directory), read_weights(directory)
     template = read_template(directory)
-    text = choose_text((directory / TOKENIZER_FILE).read_bytes(), template, _text_config(directory, config), config)
+    tokenizer, named = (directory / TOKENIZER_FILE).read_bytes(), _text_config(directory, config)
+    text = choose_text(tokenizer, template, named, config.vocab_size)
     files = hash_files(directory, names)
     source = source_of(directory, files)
     if present := present_bundle(target, source.sha256, HF_CONVERTER):
@@ -93,26 +90,6 @@ def read_template(directory: Path) -> str:
             f"{directory.name} has no chat template: take the model's instruct variant, or add {TEMPLATE_FILE}",
         )
     return template
-
-
-def choose_text(tokenizer: bytes, template: str, text: TextConfig, config: ModelConfig) -> TextConfig:
-    """`text` as it can be trained with; a date is pinned only for a template that fails without one."""
-    try:
-        return _tried(tokenizer, template, text, config)
-    except BaseImportError:
-        if "strftime_now" not in template:
-            raise
-    pinned: dict[str, JsonValue] = {"strftime_now": PINNED_DATE}
-    return _tried(tokenizer, template, text.model_copy(update={"variables": pinned}), config)
-
-
-def _tried(tokenizer: bytes, template: str, text: TextConfig, config: ModelConfig) -> TextConfig:
-    try:
-        bundle = TextBundle(tokenizer, template.encode(), text)
-    except TextError as error:
-        raise unusable(error) from error
-    try_text(bundle, config.vocab_size)
-    return text
 
 
 def _text_config(directory: Path, config: ModelConfig) -> TextConfig:
