@@ -97,9 +97,14 @@ async def catalogue(db: Database, objects: ObjectStore, tiny_base: Path) -> str:
 
 @pytest.fixture
 def make_artifact(objects: ObjectStore, tiny_base: Path, tmp_path: Path) -> Callable[..., Awaitable[Artifact]]:
-    """Puts a LoRA adapter with golden rows into the store; `spoil` changes the golden rows before."""
+    """Puts a LoRA adapter with golden rows into the store; `spoil` changes the golden rows before.
 
-    async def make(spoil: Callable[[list[dict[str, Any]]], None] | None = None, seed: int = 1) -> Artifact:
+    `mask_mode` is that of a trainer of another version.
+    """
+
+    async def make(
+        spoil: Callable[[list[dict[str, Any]]], None] | None = None, seed: int = 1, mask_mode: str | None = None
+    ) -> Artifact:
         directory = tmp_path / f"artifact-{seed}"
         torch.manual_seed(seed)
         config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
@@ -109,6 +114,8 @@ def make_artifact(objects: ObjectStore, tiny_base: Path, tmp_path: Path) -> Call
         if spoil:
             spoil(golden)
         (directory / "golden.json").write_text(json.dumps(golden))
+        if mask_mode is not None:
+            (directory / "training.json").write_text(json.dumps({"text": {"mask_mode": mask_mode}}))
         key = f"org-default/proj-default/models/ftmodel-{seed}/"
         files = []
         for path in sorted(directory.iterdir()):

@@ -163,6 +163,14 @@ async def test_model_whose_rows_give_other_ids_is_refused(node: Any, make_artifa
     assert node.process.returncode is None
 
 
+async def test_model_of_a_trainer_that_makes_rows_in_another_way_is_tried_without_comparing_them(
+    node: Any, make_artifact: MakeArtifact, stage: Stage
+) -> None:
+    artifact = await make_artifact(other_ids, seed=6, mask_mode="of a former version")
+    doc = await until_phase(await stage(artifact.blob), "verified", "failed")
+    assert doc["phase"] == "verified", doc["error"]
+
+
 async def test_model_whose_rows_were_all_cut_is_verified_too(
     node: Any, make_artifact: MakeArtifact, stage: Stage, tiny_base: Path
 ) -> None:

@@ -52,6 +52,23 @@ async def test_what_is_stored_late_for_a_job_that_was_deleted_meanwhile_goes_aga
         assert await objects.head(KEY) is None
 
 
+async def test_what_lies_beside_a_file_stays_as_long_as_the_file_does(db: Database, tmp_path: Path) -> None:
+    report = f"{KEY}.report.json"
+    async with open_objects(f"file://{tmp_path}/objects") as objects:
+        await db["files"].insert_one({"_id": "file-1", "object_key": KEY})
+        await ledger.record(db, report, sha256="0" * 64, num_bytes=2, org="o", project="p", reference="file/file-1")
+        await objects.put(report, b"{}")
+        await db[ledger.COLLECTION].update_many(
+            {"intent_until": {"$type": "date"}}, {"$set": {"intent_until": datetime(2020, 1, 1, tzinfo=UTC)}}
+        )
+        await ledger.sweep(db, objects, older_than_s=0)
+        await ledger.sweep(db, objects, older_than_s=0)
+        assert await objects.head(report) is not None
+        await ledger.release(db, "file/file-1")
+        await ledger.sweep(db, objects, older_than_s=-1)
+        assert await objects.head(report) is None
+
+
 async def references(db: Database) -> set[str]:
     row = await db[ledger.COLLECTION].find_one({"_id": KEY})
     return set(row["references"]) if row else set()

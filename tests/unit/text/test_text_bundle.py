@@ -80,7 +80,7 @@ def test_another_template_is_seen_by_golden_rows_and_facts(smollm2: Any, make_pa
 
 def test_facts_are_json_and_name_what_ids_depend_on(smollm2: Any) -> None:
     facts = json.loads(json.dumps(smollm2.bundle.facts))
-    assert facts["mask_mode"] == "turn_tracking"
+    assert facts["mask_mode"] == "turn_tracking/2"
     assert facts["special_tokens"]["eos_token"] == "<|endoftext|>"
     assert set(facts["versions"]) == {"luthier-text", "tokenizers", "jinja2"}
     assert facts["context_length"] == 8192

@@ -20,7 +20,8 @@ from luthier_text.stream import StreamDecoder, make_stream_decoder
 from luthier_text.template import ChatTemplate
 from luthier_text.turns import TurnFinder
 
-MASK_MODE = "turn_tracking"
+MASK_MODE = "turn_tracking/2"
+"""How rows become ids and labels; another number where the same row may give others."""
 OnOverlength = Literal["error", "truncate", "drop"]
 
 

@@ -14,6 +14,7 @@ from luthier_inference.domain import FilesUnreadableError
 
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.json"
+TRAINING_FILE = "training.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MAX_MANIFEST_BYTES = 1024 * 1024
 
@@ -90,7 +91,7 @@ def _wanted(data: bytes) -> list[dict[str, Any]]:
         wanted = [
             {"name": str(file["name"]), "bytes": int(file["bytes"]), "sha256": str(file["sha256"])}
             for file in files
-            if file["name"] in (*ADAPTER_FILES, GOLDEN_FILE)
+            if file["name"] in (*ADAPTER_FILES, GOLDEN_FILE, TRAINING_FILE)
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactCorruptError("the manifest cannot be read") from error

@@ -28,8 +28,8 @@ from luthier_inference.settings import InferenceSettings
 from luthier_inference.store import InferenceStore
 from luthier_inference.verification import Verifier
 
-# Loading a base or trying a model may rightly take this long.
-_SLOW_WORK_S = 900.0
+# Fetching and loading a large base may rightly take this long; who ended it would only have it begin again.
+_SLOW_WORK_S = 2 * 3600.0
 
 
 async def main(room: Room) -> None:

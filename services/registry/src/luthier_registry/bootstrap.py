@@ -22,8 +22,8 @@ from luthier_registry.settle import Settler
 from luthier_registry.store import Store
 
 log = logging.getLogger(__name__)
-# Copying or converting a large model may rightly take this long.
-_SLOW_WORK_S = 3600.0
+# Copying or converting a large model may rightly take this long; who ended it would only have it begin again.
+_SLOW_WORK_S = 6 * 3600.0
 # A write that is older was left by a process that died.
 _UNFINISHED_FOR = timedelta(days=1)
 

@@ -29,7 +29,7 @@ class TrainerSettings(RoomSettings):
     )
     checkpoint_every_steps: int | None = Field(None, ge=1, description="beside the end of each epoch")
     checkpoint_every_s: float = Field(
-        600.0, gt=0, description="beside those, so long after the last one; of these only the last two are kept"
+        600.0, gt=0, description="beside those, so long after the last one; an attempt keeps its last two"
     )
     max_tokens_per_forward: int | None = Field(
         None, ge=1, description="bounds the memory of a run; none: 16384 on a GPU, 1024 on a CPU, less where that fails"

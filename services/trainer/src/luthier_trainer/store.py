@@ -106,7 +106,7 @@ class Store:
         return told
 
     async def read_saved_checkpoints(self, job_id: str, *, below_step: int) -> list[CheckpointSaved]:
-        """What the job was told of, the latest first; each must still be checked.
+        """What the job was told of and still refers to, the latest first; each must still be checked.
 
         The event list is read after the outbox: an entry leaves that only when its row is there.
         """
@@ -117,8 +117,11 @@ class Store:
         rows = self.db[EVENTS].find(query, {"seq": 1, "body.data": 1})
         told |= {row["seq"]: row["body"]["data"] async for row in rows}
         saved = [CheckpointSaved.model_validate(data) for data in told.values()]
+        older = [one for one in saved if one.step < below_step]
+        kept = {"_id": {"$in": [one.blob.key for one in older]}, "references": f"job/{job_id}"}
+        keys = {row["_id"] async for row in self.db[ledger.COLLECTION].find(kept, {"_id": 1})}
         return sorted(
-            (one for one in saved if one.step < below_step), key=lambda one: (one.step, one.attempt), reverse=True
+            (one for one in older if one.blob.key in keys), key=lambda one: (one.step, one.attempt), reverse=True
         )
 
     async def free(self, claim: Claim, *, works: bool | None = None) -> None:

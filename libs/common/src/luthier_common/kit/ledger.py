@@ -78,9 +78,12 @@ async def record(
 ) -> None:
     """Note an object (or a prefix, whose key ends in `/`) and its first reference, such as `file/file-1`.
 
-    A later sweep looks whether that is there: who was held up may refer to a job that was deleted meanwhile.
+    A later sweep looks whether a job that is referred to is there: who was held up may come after its deletion.
     """
     noted: Doc = {"sha256": sha256, "bytes": num_bytes, "org": org, "project": project}
+    looked_at: Doc = {}
+    if reference.startswith("job/"):
+        looked_at["intent_until"] = {"$max": ["$intent_until", _from_now(SETTLE_S)]}
     await db[COLLECTION].update_one(
         {"_id": key},
         [
@@ -88,8 +91,8 @@ async def record(
                 "$set": {
                     **{name: {"$literal": value} for name, value in noted.items()},
                     "references": {"$setUnion": [{"$ifNull": ["$references", []]}, [{"$literal": reference}]]},
-                    "intent_until": {"$max": ["$intent_until", _from_now(SETTLE_S)]},
                     "touched_at": "$$NOW",
+                    **looked_at,
                 }
             }
         ],
@@ -135,7 +138,8 @@ async def release(db: Database, *references: str) -> None:
 
 async def sweep(db: Database, objects: ObjectStore, *, older_than_s: float = SWEEP_AFTER_S, most: int = 100) -> int:
     """Delete objects that nothing has referred to for `older_than_s`; the number of ledger rows removed."""
-    await _drop_lapsed(db, most)
+    while await _drop_lapsed(db, most) == most:
+        pass
     stale = {"$expr": {"$gt": [{"$subtract": ["$$NOW", "$touched_at"]}, int(older_than_s * 1000)]}}
     removed = 0
     async for row in db[COLLECTION].find({"references": [], **stale}).limit(most):
@@ -152,15 +156,17 @@ async def sweep(db: Database, objects: ObjectStore, *, older_than_s: float = SWE
     return removed
 
 
-async def _drop_lapsed(db: Database, most: int) -> None:
-    """Where a deadline has passed: drop the intents, and references to things that were never made."""
+async def _drop_lapsed(db: Database, most: int) -> int:
+    """Where a deadline has passed: drop the intents, and references to things that are not there. How many rows."""
     over = {"intent_until": {"$type": "date"}, "$expr": {"$lt": ["$intent_until", "$$NOW"]}}
-    async for row in db[COLLECTION].find(over).limit(most):
+    rows = await db[COLLECTION].find(over).limit(most).to_list(None)
+    for row in rows:
         dead = [text for text in row["references"] if not await _is_alive(db, row["_id"], text)]
         await db[COLLECTION].update_one(
             {"_id": row["_id"], **over},
             {"$pull": {"references": {"$in": dead}}, "$unset": {"intent_until": ""}},
         )
+    return len(rows)
 
 
 async def _is_alive(db: Database, key: str, reference: str) -> bool:

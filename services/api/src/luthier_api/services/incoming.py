@@ -16,7 +16,8 @@ class Incoming:
     """One new object of a project: `put`, then `keep`; what is not kept when the block ends is taken away.
 
     After a crash the ledger's sweeper takes it away, unless the thing that `reference` names was made. With
-    `most_stored` the project may store so many bytes in all, and uploads at once together no more than that.
+    `most_stored` the project may store so many bytes in all, and uploads at once together no more than that;
+    of two that do not both fit, both may be refused.
     """
 
     def __init__(
