@@ -1,8 +1,9 @@
 """An embedded stack after its users and faults, looked at as it will be once its sweepers have come."""
 
+import asyncio
 import os
+import time
 from collections.abc import Collection
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from openai import AsyncOpenAI
@@ -10,14 +11,16 @@ from openai import AsyncOpenAI
 from builders.invariants import broken_invariants
 from builders.leftovers import stray_processes
 from builders.topic_records import read_topics
-from builders.waiting import until
 from builders.workshop import FINAL
 from luthier_common.kit import ledger
-from luthier_common.kit.mongo import Database
+from luthier_common.kit.mongo import OUTAGES, Database
 from luthier_common.kit.objects import ObjectStore, open_objects
 from luthier_stack.stack import Stack
 
 CLEARED_WITHIN_S = 45.0
+LOOK_EVERY_S = 2.0
+PASSING: tuple[type[Exception], ...] = (*OUTAGES, OSError, AssertionError)
+"""What may stand in the way of a look: a server that is still coming back."""
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -40,17 +43,19 @@ async def broken_stack(stack: Stack, db: Database, *, acknowledged: Collection[s
         ) + stray_processes(stack.home, os.getpid())
 
 
-async def broken_in_the_end(stack: Stack, db: Database, *, acknowledged: Collection[str]) -> list[str]:
-    """What is broken, and still is after the rooms had time to clear up."""
-    broken = list[str]()
-
-    async def is_sound() -> bool:
-        broken[:] = await broken_stack(stack, db, acknowledged=acknowledged)
-        return not broken
-
-    with suppress(AssertionError):
-        await until(is_sound, within_s=CLEARED_WITHIN_S, every_s=2)
-    return broken
+async def broken_in_the_end(
+    stack: Stack, db: Database, *, acknowledged: Collection[str], within_s: float = CLEARED_WITHIN_S
+) -> list[str]:
+    """What is broken, and still is after the rooms had time to clear up; also that nobody could look."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            broken = await broken_stack(stack, db, acknowledged=acknowledged)
+        except PASSING as error:
+            broken = [f"the check could not be made: {type(error).__name__}: {error}"]
+        if not broken or time.monotonic() > deadline:
+            return broken
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def sweep_at_once(db: Database, objects: ObjectStore) -> None:

@@ -244,7 +244,7 @@ async def settle(stack: Stack, shop: Workshop, stories: Stories) -> float:
 
 
 async def unreasonable_ends(db: Database, stories: Stories) -> list[str]:
-    """Jobs that failed though nothing but a fault of the machine or of the broken points was in their way."""
+    """Jobs that failed for another reason than bad rows of theirs, or too many faults in a row."""
 
     def meant(job: Doc) -> str:
         return BAD_ROWS if job["spec"]["training_file"] in stories.bad_files else EXHAUSTED

@@ -39,10 +39,8 @@ def git(*arguments: str) -> str | None:
 @pytest.fixture
 def released(tmp_path: Path) -> list[Path]:
     """The source folders of the last released version."""
-    version = os.environ.get("LUTHIER_UPGRADE_FROM")
-    version = (
-        version or git("describe", "--tags", "--abbrev=0", "--match", "v*", "HEAD^") or (EARLIER if FULL else None)
-    )
+    tagged = git("describe", "--tags", "--abbrev=0", "--match", "v*", "HEAD^")
+    version = os.environ.get("LUTHIER_UPGRADE_FROM") or tagged or (EARLIER if FULL else None)
     if not version:
         pytest.skip(f"{NEEDS_RELEASE}: this is no git repository with a tag v*")
     folder, archive = tmp_path / "released", tmp_path / "released.tar"

@@ -193,7 +193,9 @@ def _check_golden(base: LoadedBase, directory: Path) -> list[dict[str, Any]]:
             is_alike = _mask_mode(directory) in (None, base.engine.text.facts["mask_mode"])
             differences = base.engine.text.check_golden(rows) if is_alike else []
     except (ValueError, KeyError, TypeError) as error:
-        raise _RefusedError(FailureReason.ARTIFACT_CORRUPT, f"{GOLDEN_FILE} cannot be read") from error
+        raise _RefusedError(
+            FailureReason.ARTIFACT_CORRUPT, f"{GOLDEN_FILE} or {TRAINING_FILE} cannot be read"
+        ) from error
     if differences:
         raise _RefusedError(FailureReason.TEMPLATE_MISMATCH, "; ".join(differences[:3]))
     checked: list[dict[str, Any]] = rows
@@ -203,8 +205,7 @@ def _check_golden(base: LoadedBase, directory: Path) -> list[dict[str, Any]]:
 def _mask_mode(directory: Path) -> str | None:
     """How the trainer made ids and labels of rows; None where the artifact does not say."""
     path = directory / TRAINING_FILE
-    said = json.loads(path.read_bytes()).get("text", {}).get("mask_mode") if path.exists() else None
-    return None if said is None else str(said)
+    return str(json.loads(path.read_bytes())["text"]["mask_mode"]) if path.exists() else None
 
 
 async def _answer_once(base: LoadedBase, adapter: AdapterRef, golden: dict[str, Any]) -> int:

@@ -118,10 +118,9 @@ class Store:
         told |= {row["seq"]: row["body"]["data"] async for row in rows}
         saved = [CheckpointSaved.model_validate(data) for data in told.values()]
         older = [one for one in saved if one.step < below_step]
-        kept = {"_id": {"$in": [one.blob.key for one in older]}, "references": f"job/{job_id}"}
-        keys = {row["_id"] async for row in self.db[ledger.COLLECTION].find(kept, {"_id": 1})}
+        kept = await ledger.referred_to(self.db, [one.blob.key for one in older], f"job/{job_id}")
         return sorted(
-            (one for one in older if one.blob.key in keys), key=lambda one: (one.step, one.attempt), reverse=True
+            (one for one in older if one.blob.key in kept), key=lambda one: (one.step, one.attempt), reverse=True
         )
 
     async def free(self, claim: Claim, *, works: bool | None = None) -> None:
@@ -180,8 +179,7 @@ class Store:
 
     async def let_go(self, key: str, claim: Claim) -> None:
         """The job no longer needs what lies under this key: the sweeper removes it, unless somebody else does."""
-        dropped: Doc = {"$pull": {"references": f"job/{claim.job_id}"}, "$currentDate": {"touched_at": True}}
-        await self.db[ledger.COLLECTION].update_one({"_id": key}, dropped)
+        await ledger.let_go(self.db, key, f"job/{claim.job_id}")
 
 
 def _one_more(job_id: str) -> Doc:

@@ -14,6 +14,7 @@ References and when they end:
 """
 
 import re
+from collections.abc import Collection
 
 from luthier_common.contract.events import DELETED
 from luthier_common.kit.failpoints import failpoint
@@ -134,6 +135,18 @@ async def release(db: Database, *references: str) -> None:
         {"references": {"$in": list(references)}},
         {"$pull": {"references": {"$in": list(references)}}, "$currentDate": {"touched_at": True}},
     )
+
+
+async def let_go(db: Database, key: str, reference: str) -> None:
+    """Drop a reference from one object."""
+    dropped: Doc = {"$pull": {"references": reference}, "$currentDate": {"touched_at": True}}
+    await db[COLLECTION].update_one({"_id": key}, dropped)
+
+
+async def referred_to(db: Database, keys: Collection[str], reference: str) -> set[str]:
+    """Those of the objects that have this reference."""
+    query: Doc = {"_id": {"$in": list(keys)}, "references": reference}
+    return {row["_id"] async for row in db[COLLECTION].find(query, {"_id": 1})}
 
 
 async def sweep(db: Database, objects: ObjectStore, *, older_than_s: float = SWEEP_AFTER_S, most: int = 100) -> int:

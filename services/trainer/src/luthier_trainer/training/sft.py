@@ -1,9 +1,7 @@
-"""A supervised fine-tune, top to bottom: base, rows, plan, model, steps, what is published."""
+"""A supervised fine-tune, top to bottom: base, rows, plan, model, steps."""
 
 import json
-import shutil
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,20 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl.trainer.sft_config import SFTConfig
 
 from luthier_common.contract.reasons import FailureReason
-from luthier_text import TEMPLATE_FILE, TEXT_FILE, TOKENIZER_FILE, TextBundle, TextError
-from luthier_trainer.checkpoints import ADAPTER_FILES, MODEL_FILES, read_manifest, seal, staged, verify
+from luthier_text import TOKENIZER_FILE, TextBundle, TextError
+from luthier_trainer.checkpoints import read_manifest, verify
 from luthier_trainer.protocol import MAX_STEP_REPORTS, Finished, Paused, RunSpec, Started
 from luthier_trainer.training.data import TokenRows, read_rows
 from luthier_trainer.training.errors import TrainingError
 from luthier_trainer.training.loop import RunTrainer
 from luthier_trainer.training.plan import ForwardLimits, MicroBatch, Plan, plan_run, split_padded
 from luthier_trainer.training.progress import ProgressWriter
+from luthier_trainer.training.publishing import describe, publish
 from luthier_trainer.training.stopping import StepDroppedError, StopFlag
 from luthier_trainer.training.watchdog import Watchdog
 
 CPU_LIMITS = ForwardLimits(max_tokens=1024, overhead_tokens=32)
 CUDA_LIMITS = ForwardLimits(max_tokens=16384, overhead_tokens=256)
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "safetensors")
 
 
 def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog) -> Finished | Paused:
@@ -35,24 +33,8 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
     device, dtype = choose_device(spec)
     start_step = check_checkpoint(spec)
     base_name = read_base_name(spec.base_dir)
-    text = load_text(spec.base_dir)
-
-    wanted = spec.hyperparameters
-    # A beat a row: how long all of them take says nothing.
-    rows = read_rows(
-        spec.train_file, text, wanted.context_length, spec.on_overlength, on_row=watchdog.beat_before_files
-    )
-    limits = choose_limits(spec, device)
-    plan = plan_run(
-        rows.lengths,
-        batch_size=wanted.batch_size,
-        n_epochs=wanted.n_epochs,
-        seed=spec.seed,
-        limits=limits,
-        pack_length=wanted.context_length if wanted.packing else None,
-        max_steps=spec.max_steps,
-    )
-    watchdog.beat_before_files()
+    text, limits, wanted = load_text(spec.base_dir), choose_limits(spec, device), spec.hyperparameters
+    rows, plan = read_training(spec, text, limits, watchdog)
     validation = read_validation(spec, text, limits, watchdog)
     if stop.is_set:
         return Paused(step=start_step, directory=spec.resume_from)
@@ -62,14 +44,13 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
     # Trained weights are float32 in any case (peft sees to an adapter's): bfloat16 would round small updates away.
     model = load_model(spec.base_dir, dtype if wanted.lora else torch.float32)
     tokenizer = load_tokenizer(spec.base_dir, text)
-    log_every_steps = spec.log_every_steps or -(-plan.total_steps // MAX_STEP_REPORTS)
     trainer = RunTrainer(
         spec=spec,
         plan=plan,
         rows=rows,
         validation=validation,
         limits=limits,
-        log_every_steps=log_every_steps,
+        log_every_steps=spec.log_every_steps or -(-plan.total_steps // MAX_STEP_REPORTS),
         base_name=base_name,
         pad_id=tokenizer.pad_token_id,
         out=out,
@@ -82,37 +63,45 @@ def train(spec: RunSpec, out: ProgressWriter, stop: StopFlag, watchdog: Watchdog
         processing_class=tokenizer,
         peft_config=lora_config(spec) if wanted.lora else None,
     )
-    resolved = describe(spec, trainer, text, device, dtype, rows)
-    out.put(
-        Started(
-            total_steps=plan.total_steps,
-            steps_per_epoch=plan.steps_per_epoch,
-            start_step=start_step,
-            num_epochs=wanted.n_epochs,
-            num_examples=len(rows),
-            num_skipped_rows=rows.num_skipped,
-            num_train_tokens=trainer.trained_tokens_at[-1],
-            log_every_steps=log_every_steps,
-            resolved=resolved,
-        )
-    )
+    resolved = describe(spec, trainer, text, device, dtype)
+    out.put(started(spec, trainer, start_step, resolved))
+    return make_steps(spec, trainer, start_step, resolved)
 
+
+def make_steps(spec: RunSpec, trainer: RunTrainer, start_step: int, resolved: dict[str, Any]) -> Finished | Paused:
+    """From the base or the checkpoint to the end of the plan, and what is published; or as far as a stop lets it."""
+    total = trainer.plan.total_steps
     if spec.resume_from is not None:
         trainer.fitting.load(spec.resume_from)
         finish_evaluation(trainer, spec.resume_from, start_step)
     else:
         # What the base itself reaches: without it nobody can say that training helped.
         trainer.evaluate_at(0)
-    if start_step < plan.total_steps:
-        watchdog.beat_before_files()
+    if start_step < total:
+        trainer.watchdog.beat_before_files()
         with suppress(StepDroppedError):
             trainer.train(resume_from_checkpoint=None if spec.resume_from is None else str(spec.resume_from))
         start_step = trainer.state.global_step
     last = trainer.saved or spec.resume_from
-    if start_step < plan.total_steps or last is None or trainer.owes_validation(start_step):
+    if start_step < total or last is None or trainer.owes_validation(start_step):
         return Paused(step=start_step, directory=last)
-    watchdog.beat_before_files()
+    trainer.watchdog.beat_before_files()
     return publish(spec, trainer, last, resolved)
+
+
+def started(spec: RunSpec, trainer: RunTrainer, start_step: int, resolved: dict[str, Any]) -> Started:
+    """What is told before the first step."""
+    return Started(
+        total_steps=trainer.plan.total_steps,
+        steps_per_epoch=trainer.plan.steps_per_epoch,
+        start_step=start_step,
+        num_epochs=spec.hyperparameters.n_epochs,
+        num_examples=len(trainer.rows),
+        num_skipped_rows=trainer.rows.num_skipped,
+        num_train_tokens=trainer.trained_tokens_at[-1],
+        log_every_steps=trainer.log_every_steps,
+        resolved=resolved,
+    )
 
 
 def choose_device(spec: RunSpec) -> tuple[str, torch.dtype]:
@@ -161,6 +150,23 @@ def load_text(base_dir: Path) -> TextBundle:
         return TextBundle.load(base_dir)
     except TextError as error:
         raise TrainingError(FailureReason.BASE_MISSING, error.message) from error
+
+
+def read_training(spec: RunSpec, text: TextBundle, limits: ForwardLimits, watchdog: Watchdog) -> tuple[TokenRows, Plan]:
+    """Training rows and the steps that are made of them. A beat a row: how long all of them take says nothing."""
+    wanted, on_row = spec.hyperparameters, watchdog.beat_before_files
+    rows = read_rows(spec.train_file, text, wanted.context_length, spec.on_overlength, on_row)
+    plan = plan_run(
+        rows.lengths,
+        batch_size=wanted.batch_size,
+        n_epochs=wanted.n_epochs,
+        seed=spec.seed,
+        limits=limits,
+        pack_length=wanted.context_length if wanted.packing else None,
+        max_steps=spec.max_steps,
+    )
+    watchdog.beat_before_files()
+    return rows, plan
 
 
 def read_validation(
@@ -251,48 +257,3 @@ def finish_evaluation(trainer: RunTrainer, checkpoint: Path, step: int) -> None:
     if trainer.owes_validation(step):
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.evaluate_at(step)
-
-
-def describe(
-    spec: RunSpec, trainer: RunTrainer, text: TextBundle, device: str, dtype: torch.dtype, rows: TokenRows
-) -> dict[str, Any]:
-    """What the run resolved and runs on: pinned in the artifact. Holds no text of any row."""
-    return {
-        "hyperparameters": spec.hyperparameters.model_dump(mode="json"),
-        "seed": spec.seed,
-        "total_steps": trainer.plan.total_steps,
-        "warmup_steps": trainer.args.warmup_steps,
-        "base": trainer.base_name,
-        "text": text.facts,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "dtype": str(dtype).removeprefix("torch."),
-        "num_threads": torch.get_num_threads(),
-        "num_trainable_parameters": sum(p.numel() for p in trainer.network.parameters() if p.requires_grad),
-        "row_warnings": dict(rows.warnings),
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
-
-
-def publish(spec: RunSpec, trainer: RunTrainer, checkpoint: Path, resolved: dict[str, Any]) -> Finished:
-    """The finished model: weights of the last checkpoint and what gives the same ids, by allow-list; no state files."""
-    weights = ADAPTER_FILES if spec.hyperparameters.lora else MODEL_FILES
-    total, final = trainer.plan.total_steps, spec.output_dir / "final"
-    with staged(final) as staging:
-        for name in weights:
-            if (checkpoint / name).is_file():
-                shutil.copyfile(checkpoint / name, staging / name)
-        for name in (TOKENIZER_FILE, TEMPLATE_FILE, TEXT_FILE):
-            shutil.copyfile(spec.base_dir / name, staging / name)
-        (staging / "golden.json").write_text(json.dumps(trainer.rows.golden))
-        (staging / "training.json").write_text(
-            json.dumps(resolved, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        )
-        digest = seal(staging, "final", spec.job_id, spec.attempt, total, trainer.metrics)
-    return Finished(
-        step=total,
-        directory=final,
-        manifest_sha256=digest,
-        trained_tokens=trainer.trained_tokens_at[total],
-        train_loss=trainer.metrics.get("train_loss"),
-        metrics=trainer.metrics,
-    )
