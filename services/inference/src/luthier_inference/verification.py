@@ -205,7 +205,8 @@ def _check_golden(base: LoadedBase, directory: Path) -> list[dict[str, Any]]:
 def _mask_mode(directory: Path) -> str | None:
     """How the trainer made ids and labels of rows; None where the artifact does not say."""
     path = directory / TRAINING_FILE
-    return str(json.loads(path.read_bytes())["text"]["mask_mode"]) if path.exists() else None
+    said = json.loads(path.read_bytes()) if path.exists() else {}
+    return str(said["text"]["mask_mode"]) if "text" in said else None
 
 
 async def _answer_once(base: LoadedBase, adapter: AdapterRef, golden: dict[str, Any]) -> int:
