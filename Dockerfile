@@ -34,10 +34,11 @@ RUN pip install --no-cache-dir --no-deps --no-index \
  && python -m compileall -q /opt/luthier
 
 FROM service-packages AS engine-packages
-# cpu or cuda. Torch comes from one index and stands outside the lock, so that an accelerator's build can be chosen.
+# cpu or cuda. Torch stands outside the lock, so that an accelerator's build can be chosen. For the CPU an index must be
+# named: the build that others offer is the one with CUDA, which comes from wherever pip looks unless one is named too.
 ARG TORCH=cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-ARG TORCH_CUDA_INDEX=https://pypi.org/simple
+ARG TORCH_CUDA_INDEX=
 COPY requirements/engine.txt requirements/
 RUN pip install --no-cache-dir --no-deps --only-binary :all: --require-hashes -r requirements/engine.txt
 RUN case "${TORCH}" in \
@@ -45,7 +46,8 @@ RUN case "${TORCH}" in \
       cuda) index="${TORCH_CUDA_INDEX}" ;; \
       *) echo "TORCH is cpu or cuda, not ${TORCH}" >&2; exit 1 ;; \
     esac \
- && pip install --no-cache-dir --only-binary :all: --index-url "${index}" torch==2.13.0
+ && if [ -n "${index}" ]; then export PIP_INDEX_URL="${index}"; fi \
+ && pip install --no-cache-dir --only-binary :all: torch==2.13.0
 RUN pip install --no-cache-dir --no-deps --no-index /wheels/luthier_trainer-*.whl /wheels/luthier_inference-*.whl \
  && python -m compileall -q /opt/luthier
 

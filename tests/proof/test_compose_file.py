@@ -14,8 +14,11 @@ import yaml
 from builders.production import COMPOSE, EXAMPLE, MODULES, ROOMS, ROOT, compose, settings_class, unknown_settings
 from luthier_stack.services import STOP_BUDGET_S, TRAINER_STOP_BUDGET_S
 
+GPUS = ROOT / "infra" / "compose" / "gpu.yml"
+ONE_GPU = ROOT / "infra" / "compose" / "one-gpu.yml"
 FILE = compose(EXAMPLE)
 SERVERS: dict[str, dict[str, Any]] = FILE["services"]
+DEVICE = {"driver": "nvidia", "capabilities": ["gpu"]}
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|PEPPER|MONGO_URL|ACCESS_KEY")
 
 
@@ -28,8 +31,8 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_follows_the_compose_specification() -> None:
-    files = [COMPOSE, ROOT / "infra" / "compose" / "gpu.yml"]
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *map(str, files)]
+    files = map(str, (COMPOSE, GPUS, ONE_GPU))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *files]
     checked = subprocess.run(command, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -94,10 +97,19 @@ def test_nobody_has_more_rights_than_needed(name: str) -> None:
 
 @pytest.mark.parametrize(("room", "setting"), [("trainer", "TRAINER_DEVICE"), ("inference", "ENGINE_DEVICE")])
 def test_who_is_given_a_gpu_never_works_on_the_cpu(room: str, setting: str) -> None:
-    given = yaml.safe_load((ROOT / "infra" / "compose" / "gpu.yml").read_text())["services"][room]
+    given = yaml.safe_load(GPUS.read_text())["services"][room]
     assert given["deploy"]["resources"]["reservations"]["devices"]
     assert given["environment"] == {f"LUTHIER_{setting}": "cuda"}
     assert unknown_settings(room, set(given["environment"])) == set()
+
+
+def test_the_only_gpu_belongs_to_the_trainer() -> None:
+    given = yaml.safe_load(ONE_GPU.read_text())["services"]
+    assert set(given) == {"trainer", "inference"}
+    assert given["trainer"] == yaml.safe_load(GPUS.read_text())["services"]["trainer"] | {
+        "deploy": {"resources": {"reservations": {"devices": [DEVICE | {"device_ids": ["0"]}]}}}
+    }
+    assert given["inference"] == {"environment": {"LUTHIER_ENGINE_DEVICE": "cpu"}}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -1,5 +1,6 @@
 """The `luthier` command against a real api, started as people start it."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -97,6 +98,31 @@ async def test_files_go_up_and_away(luthier: Luthier, tmp_path: Path) -> None:
     assert file["id"] not in (await luthier("files", "list")).out
 
 
+async def test_what_was_uploaded_is_shown_though_a_later_file_is_refused(luthier: Luthier, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(rows())
+    (tmp_path / "empty.jsonl").write_text("")
+    ran = await luthier("files", "upload", "rows.jsonl", "empty.jsonl", "--json")
+    assert ran.status == 1
+    assert "empty" in ran.err
+    [file] = json.loads(ran.out)
+    deleted = await luthier("files", "delete", file["id"], "file-none", "--json")
+    assert (deleted.status, json.loads(deleted.out)[0]["id"]) == (1, file["id"])
+
+
+async def test_a_job_is_followed_to_its_very_last_event(
+    luthier: Luthier, luthier_process: Luthier, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(rows())
+    job_id = (await said(luthier, "jobs", "create", "tiny-base", "rows.jsonl"))["id"]
+    following = asyncio.create_task(luthier_process("jobs", "events", job_id, "--follow", "--json"))
+    await said(luthier, "jobs", "cancel", job_id)
+    followed = await following
+    assert followed.status == 0, followed.err
+    listed = await luthier("jobs", "events", job_id, "--json")
+    assert followed.out == listed.out
+    assert "cancelled" in followed.out.splitlines()[-1]
+
+
 async def test_the_life_of_a_job(luthier: Luthier, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(rows())
     ran = await luthier(
@@ -162,7 +188,7 @@ async def test_the_admin_key_below_home_is_enough(luthier: Luthier, server: Serv
     assert ran.status == 0, ran.err
     nowhere = await luthier("--home", str(server.home / "none"), "models", "list", env={})
     assert nowhere.status == 1
-    assert "admin-key" in nowhere.err
+    assert "api-url" in nowhere.err
 
 
 async def test_openai_variables_are_the_fallback(luthier: Luthier, server: Server) -> None:

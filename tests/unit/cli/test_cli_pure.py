@@ -41,10 +41,19 @@ def test_another_companys_key_is_not_sent_to_luthier(env: dict[str, str]) -> Non
 
 def test_home_comes_before_every_variable(tmp_path: Path) -> None:
     (tmp_path / "admin-key").write_text(OURS + "\n")
-    env = {"LUTHIER_API_KEY": "other", "OPENAI_BASE_URL": "http://b/v1"}
-    assert find_connection(env, home=tmp_path) == Connection(DEFAULT_URL, OURS)
+    (tmp_path / "api-url").write_text("http://127.0.0.1:8123\n")
+    env = {"LUTHIER_API_KEY": "other", "LUTHIER_BASE_URL": "http://a/v1", "OPENAI_BASE_URL": "http://b/v1"}
+    assert find_connection(env, home=tmp_path) == Connection("http://127.0.0.1:8123/v1", OURS)
+    assert find_connection(env, home=tmp_path, base_url="http://c/v1") == Connection("http://c/v1", OURS)
+
+
+def test_the_admin_key_of_a_home_is_not_sent_to_whatever_listens_on_the_usual_port(tmp_path: Path) -> None:
+    (tmp_path / "admin-key").write_text(OURS + "\n")
+    with pytest.raises(UsageError, match="api-url; is Luthier running there"):
+        find_connection({"LUTHIER_BASE_URL": "http://a/v1"}, home=tmp_path)
+    (tmp_path / "admin-key").unlink()
     with pytest.raises(UsageError, match="admin-key"):
-        find_connection(env, home=tmp_path / "none")
+        find_connection({}, home=tmp_path, base_url="http://c/v1")
 
 
 def test_a_connection_does_not_show_its_key() -> None:

@@ -1,10 +1,12 @@
 """What needs no SDK: which exporters are asked for, and trace context that is passed on."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from luthier_common.kit.errors import SettingError
 from luthier_common.kit.telemetry import (
     asked_exporters,
     current_traceparent,
@@ -12,6 +14,7 @@ from luthier_common.kit.telemetry import (
     start_telemetry,
     use_traceparent,
 )
+from luthier_common.kit.telemetry_sdk import check_protocols
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NONE: frozenset[str] = frozenset()
@@ -43,6 +46,28 @@ def test_without_a_request_the_sdk_is_not_even_loaded() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], env={}, capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"])
+@pytest.mark.parametrize("protocol", ["grpc", "http/json"])
+def test_a_protocol_that_is_not_spoken_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, protocol: str
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    monkeypatch.setenv(name, protocol)
+    with pytest.raises(SettingError, match=rf"^{name} is {protocol}: only http/protobuf is spoken"):
+        start_telemetry("api")
+
+
+def test_the_protocol_of_a_signal_counts_more_than_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    check_protocols(asked_exporters(os.environ))
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    with pytest.raises(SettingError, match=r"^OTEL_EXPORTER_OTLP_PROTOCOL is grpc"):
+        check_protocols(asked_exporters(os.environ))
 
 
 def test_trace_context_is_passed_on_even_when_nothing_is_recorded() -> None:

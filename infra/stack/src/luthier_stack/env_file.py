@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ENV_FILE = "env"
+API_URL_FILE = "api-url"
+"""Where the API of a running stack listens, for `luthier --home`: its admin key is sent nowhere else."""
 
 
 def write_env_file(path: Path, env: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from typing import Self
 
 from luthier_stack.binaries import find_mongod, find_tansu
 from luthier_stack.broker import EmbeddedBroker
-from luthier_stack.env_file import ENV_FILE, write_env_file
+from luthier_stack.env_file import API_URL_FILE, ENV_FILE, write_env_file
 from luthier_stack.errors import PartFailedError, StackError, UnknownPartError
 from luthier_stack.lock import HomeLock
 from luthier_stack.logs import open_for_append, show, tail
@@ -83,6 +83,8 @@ class Stack:
             write_env_file(self.home / ENV_FILE, self.env)
             if self.settings.services:
                 await self._start_services()
+            if "api" in self.settings.services:
+                (self.home / API_URL_FILE).write_text(f"{self.api_url}\n")
         except BaseException:
             await self.stop()
             raise
@@ -90,6 +92,7 @@ class Stack:
     async def stop(self) -> None:
         """Stop every part, the last started first, and give the home free."""
         try:
+            (self.home / API_URL_FILE).unlink(missing_ok=True)
             for part in reversed(self._parts.values()):
                 await part.stop()
         finally:

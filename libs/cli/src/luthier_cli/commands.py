@@ -22,7 +22,7 @@ from luthier_cli.session import Session
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Luthier's directory on this machine; its admin key is used instead of LUTHIER_API_KEY.",
+    help="Directory of a Luthier that runs on this machine: its address and its admin key are used.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Show the API's own objects.")
 @click.pass_context

@@ -1,6 +1,8 @@
 """`luthier files`."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,8 +22,7 @@ def files() -> None:
 @pass_session
 def upload(session: Session, *, paths: tuple[Path, ...], purpose: str) -> None:
     """Upload files."""
-    made = [session.client.files.create(file=path, purpose=purpose) for path in paths]  # type: ignore[arg-type]
-    session.output.table(made, COLUMNS)
+    _show_each(session, (upload_file(session, path, purpose) for path in paths), COLUMNS)
 
 
 @files.command("list")
@@ -38,4 +39,20 @@ def list_(session: Session, *, purpose: str | None) -> None:
 @pass_session
 def delete(session: Session, *, file_ids: tuple[str, ...]) -> None:
     """Delete files."""
-    session.output.table([session.client.files.delete(file_id) for file_id in file_ids], ("id", "deleted"))
+    _show_each(session, (session.client.files.delete(file_id) for file_id in file_ids), ("id", "deleted"))
+
+
+def upload_file(session: Session, path: Path, purpose: str) -> Any:
+    """The file object. The bytes are read as they are sent: a file may be larger than the memory."""
+    with path.open("rb") as content:
+        return session.client.files.create(file=(path.name, content), purpose=purpose)  # type: ignore[arg-type]
+
+
+def _show_each(session: Session, made: Iterator[Any], columns: tuple[str, ...]) -> None:
+    """What was done is shown, also when a later one fails: nobody does it a second time."""
+    done: list[Any] = []
+    try:
+        done.extend(made)
+    finally:
+        if done:
+            session.output.table(done, columns)

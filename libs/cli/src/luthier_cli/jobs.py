@@ -2,16 +2,18 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
-from openai import OpenAI
+import httpx
+from openai import OpenAI, Stream
 from openai.types.fine_tuning import FineTuningJobEvent
 
 from luthier_cli.connection import UsageError
+from luthier_cli.files import upload_file
 from luthier_cli.output import shown
 from luthier_cli.session import Session, Verbs, pass_session
 
@@ -20,9 +22,11 @@ FIELDS = (
     *("id", "status", "model", "fine_tuned_model", "created_at", "estimated_finish", "finished_at", "trained_tokens"),
     *("training_file", "validation_file", "hyperparameters", "seed", "metadata", "result_files", "error"),
 )
-ENDED = frozenset(("succeeded", "failed", "cancelled"))
-LOOK_EVERY_S = 1.0
 PAGE = 100
+LAST = "fine_tuning.job.events.done"
+DATA = "data: "
+COME_BACK_S = 1.0
+COME_BACK_TRIES = 8
 
 
 @click.group(cls=Verbs)
@@ -90,8 +94,7 @@ def get(session: Session, *, job_id: str) -> None:
 @pass_session
 def events(session: Session, *, job_id: str, follow: bool) -> None:
     """Show what happened to a job, oldest first."""
-    told = _follow(session.client, job_id) if follow else _events_after(session.client, job_id, None)
-    for event in told:
+    for event in _follow(session.client, job_id) if follow else _so_far(session.client, job_id):
         session.output.line(event, f"{shown('created_at', event.created_at)}  {event.level:<5}  {event.message}")
 
 
@@ -153,29 +156,43 @@ def _file_id(session: Session, named: str) -> str:
     path = Path(named)
     if not path.is_file():
         return named
-    file = session.client.files.create(file=path, purpose="fine-tune")
+    file = upload_file(session, path, "fine-tune")
     session.output.note(f"uploaded {named} as {file.id}")
-    return file.id
+    return str(file.id)
 
 
 def _follow(client: OpenAI, job_id: str) -> Iterator[FineTuningJobEvent]:
-    """Events as they come. The status is read before the events, so that the last of them are not missed."""
+    """Events as they come, also over broken connections, until the server says that the last one was told."""
     last: str | None = None
     while True:
-        has_ended = client.fine_tuning.jobs.retrieve(job_id).status in ENDED
-        for event in _events_after(client, job_id, last):
-            last = event.id
-            yield event
-        if has_ended:
-            return
-        time.sleep(LOOK_EVERY_S)
+        try:
+            for told in _stream(client, job_id, last):
+                if told["object"] == LAST:
+                    return
+                event = FineTuningJobEvent.model_validate(told)
+                last = event.id
+                yield event
+        except httpx.TransportError:
+            pass
+        time.sleep(COME_BACK_S)
+        client = client.with_options(max_retries=COME_BACK_TRIES)
 
 
-def _events_after(client: OpenAI, job_id: str, last: str | None) -> list[FineTuningJobEvent]:
-    """What the list, newest first, holds above the event seen last; oldest first."""
-    found: list[FineTuningJobEvent] = []
-    for event in client.fine_tuning.jobs.list_events(job_id, limit=PAGE):
-        if event.id == last:
-            break
-        found.append(event)
-    return found[::-1]
+def _stream(client: OpenAI, job_id: str, last: str | None) -> Iterator[Mapping[str, Any]]:
+    """The data of server-sent events. Stream's own reader takes a comment between two events for an empty event."""
+    stream: Stream[FineTuningJobEvent] = client.get(
+        f"/fine_tuning/jobs/{quote(job_id, safe='')}/events/stream",
+        options={"params": {"after": last} if last else {}},
+        cast_to=FineTuningJobEvent,
+        stream=True,
+        stream_cls=Stream[FineTuningJobEvent],
+    )
+    with stream:
+        for line in stream.response.iter_lines():
+            if line.startswith(DATA):
+                yield json.loads(line.removeprefix(DATA))
+
+
+def _so_far(client: OpenAI, job_id: str) -> Iterable[FineTuningJobEvent]:
+    """Oldest first; the API lists the newest first."""
+    return reversed(list(client.fine_tuning.jobs.list_events(job_id, limit=PAGE)))

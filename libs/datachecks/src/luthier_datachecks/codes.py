@@ -18,11 +18,11 @@ _ERRORS = {
     "invalid_n_examples": "The file has too few or too many examples.",
     "compressed_file": "The file is compressed or an archive; upload plain JSONL.",
     "unsupported_file_type": "The file is not JSON Lines text (UTF-16 or Parquet, for example).",
-    "line_too_long": "A line is longer than the limit.",
+    "line_too_long": "A line is longer than 8 MiB.",
     "invalid_utf8": "A line is not valid UTF-8.",
     "invalid_json": "A line is not one complete JSON value.",
-    "too_deep": "Objects and arrays are nested too deeply.",
-    "too_many_keys": "An object has too many keys.",
+    "too_deep": "Objects and arrays are nested more than 64 deep.",
+    "too_many_keys": "An object has more than 10,000 keys.",
     "duplicate_key": "An object has the same key twice; readers differ in which one they take.",
     "nul_character": "A string contains the character NUL.",
     "lone_surrogate": "A string contains half of a UTF-16 surrogate pair.",
@@ -35,7 +35,8 @@ _ERRORS = {
     "message_unrecognized_key": "A message has a key that is not known for its role.",
     "unrecognized_role": "A role is not one of system, developer, user, assistant, tool.",
     "legacy_functions": "`functions`, `function_call` and the role function: use tools, tool_calls and the role tool.",
-    "missing_content": "A message has no content; only an assistant message with tool_calls or a refusal may lack it.",
+    "missing_content": "A message has no content, or a reply that is trained on is empty; an assistant message with "
+    "tool_calls may lack it, and one with a refusal may leave `content` out or null.",
     "invalid_type": "A value has another type than the format asks for.",
     "invalid_value": "A value is not one of those that the format allows.",
     "unsupported_content_part": "Only text parts can be trained on; images, audio and files cannot.",
@@ -46,7 +47,7 @@ _ERRORS = {
     "invalid_tool_call": "A tool call is not `{id, type: function, function: {name, arguments}}`.",
     "tool_arguments_not_string": "The arguments of a tool call must be a string that contains JSON.",
     "unknown_tool_call_id": "A tool message answers a call that no earlier assistant message made.",
-    "invalid_tool": "A tool is not `{type: function, function: {name, ...}}`.",
+    "invalid_tool": "`tools` is no list of 1 to 128 tools, or a tool is not `{type: function, function: {name, ...}}`.",
 }
 _WARNINGS = {
     "blank_line": "There are empty lines between examples; they are skipped.",

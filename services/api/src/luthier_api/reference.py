@@ -32,6 +32,11 @@ Every error has one shape, in every dialect:
 `x-request-id`; the logs hold it.
 Answers with status 429 and 503 carry `retry-after`; what must not be tried again carries `x-should-retry: false`.
 
+Within a stream that has begun the status is 200, and the request's id is in the header alone. A chat that breaks off
+ends with `data: {"error": ...}` of this shape without `request_id`; at `/chat/completions/stream` with `event: error`
+and a sentence; a response with `response.failed`, whose `error` has the code `server_error`. The event that ends a
+whole answer does not come then.
+
 ## Of a request
 
 """

@@ -19,7 +19,7 @@ class ApiSettings(RoomSettings):
     max_upload_bytes: int = Field(8 * GIB, description="largest file of an upload in parts")
     upload_timeout_s: float = Field(7200.0, description="longest time that the body of an upload may take")
     upload_expiry_s: float = Field(3600.0, description="how long an upload in parts may be completed")
-    max_json_bytes: int = Field(MIB, description="largest JSON body")
+    max_json_bytes: int = Field(MIB, description="largest JSON body; of chats and responses 8 MiB, of graders 1 MiB")
     min_examples: int = Field(10, ge=1, description="fewest examples of a training file; as the file-validator's")
     max_examples: int | None = Field(
         None, ge=1, description="most examples of a training file; as the file-validator's"
@@ -43,6 +43,8 @@ class ApiSettings(RoomSettings):
     engine_read_timeout_s: float = Field(300.0, description="longest silence of an engine within one answer")
     response_keep_s: float = Field(2_592_000.0, gt=0, description="how long responses and their texts are kept")
     retry_hash_s: float = Field(
-        600.0, description="how long a client's own repetition of a create finds its job, unless it waits for longer"
+        600.0,
+        description="a create without an Idempotency-Key that the client sends again within this time gets its first "
+        "job; longer for a client that itself waits longer for an answer",
     )
     idempotency_s: float = Field(86400.0, description="how long an Idempotency-Key is remembered")

@@ -17,6 +17,8 @@ class SchedulerSettings(RoomSettings):
         3, ge=1, description="runs in a row that end without a new checkpoint before the job fails"
     )
     retry_rest_s: float = Field(
-        15.0, ge=0, description="rest after a failed run, doubled with each strike: 30 s after the first, then 60 s"
+        15.0,
+        ge=0,
+        description="unit of the rest after a failed run: 2 x this after the first strike, 4 x after the second",
     )
     position_interval_s: float = Field(1.0, description="queue positions are written at most this often")

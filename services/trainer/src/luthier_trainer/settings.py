@@ -27,9 +27,13 @@ class TrainerSettings(RoomSettings):
     unreachable_cap_s: float = Field(
         900.0, gt=0, description="a run ends when database or object store stayed away from it this long"
     )
-    checkpoint_every_steps: int | None = Field(None, ge=1, description="beside the end of each epoch")
+    checkpoint_every_steps: int | None = Field(
+        None, ge=1, description="steps between two checkpoints; none: only at the end of each epoch, and by the clock"
+    )
     checkpoint_every_s: float = Field(
-        600.0, gt=0, description="beside those, so long after the last one; an attempt keeps its last two"
+        600.0,
+        gt=0,
+        description="a checkpoint is also saved when the last one is this old; of these an attempt keeps the last two",
     )
     max_tokens_per_forward: int | None = Field(
         None, ge=1, description="bounds the memory of a run; none: 16384 on a GPU, 1024 on a CPU, less where that fails"

@@ -38,7 +38,10 @@ class FailureReason(StrEnum):
     TEMPLATE_REFUSED = (
         "template_refused",
         "user",
-        "The base model's chat template refuses a row, for example its roles.",
+        (
+            "The base model's chat template refuses a row (its roles, for example), leaves a part of it out "
+            "(a message, tools), or prints a reply otherwise than it is served; the message says which."
+        ),
     )
     BASE_MISSING = "base_missing", "operator", "The base model's bundle cannot be read from the catalogue."
     OUT_OF_MEMORY = "out_of_memory", "user", "The run needed more memory than its slots have."

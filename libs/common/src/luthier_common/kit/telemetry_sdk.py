@@ -28,10 +28,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import Status
 from prometheus_client import start_http_server
 
+from luthier_common.kit.errors import SettingError
 from luthier_common.kit.logs import BoundFields, safe_traceback
 from luthier_common.kit.telemetry import Telemetry, meter
 
 _log = logging.getLogger(__name__)
+OTLP_PROTOCOL = "http/protobuf"
 SECOND_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 36000)
 _SECRET_ATTRIBUTES = (
     "exception.message",
@@ -46,7 +48,8 @@ _SECRET_ATTRIBUTES = (
 
 
 def start(telemetry: Telemetry) -> list[Callable[[], object]]:
-    """Sets the global providers; answers what stops them."""
+    """Sets the global providers; answers what stops them. SettingError for a protocol that is not spoken."""
+    check_protocols(telemetry.exporters)
     resource = Resource.create(
         {
             "service.name": telemetry.service,
@@ -74,6 +77,15 @@ def start(telemetry: Telemetry) -> list[Callable[[], object]]:
         logging.getLogger().addHandler(handler)
         closers.append(loggers.shutdown)
     return closers
+
+
+def check_protocols(exporters: Mapping[str, frozenset[str]]) -> None:
+    """The exporters post HTTP whatever these variables say: at a collector's gRPC port all of it would be lost."""
+    for signal in (name for name, asked in exporters.items() if "otlp" in asked):
+        names = (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        said = next(((name, os.environ[name]) for name in names if os.environ.get(name)), None)
+        if said is not None and said[1].strip().lower() != OTLP_PROTOCOL:
+            raise SettingError(f"{said[0]} is {said[1]}: only {OTLP_PROTOCOL} is spoken (a collector's port 4318)")
 
 
 class RedactingExporter(SpanExporter):

@@ -152,7 +152,8 @@ def _check_messages(messages: list[Any]) -> None:
         place = f"messages[{index}]"
         _check_keys(message, MESSAGE_KEYS, place)
         content = message.get("content")
-        if content is None and not message.get("tool_calls"):
+        refusal = message.get("refusal") if message.get("role") == "assistant" else None
+        if content is None and not (refusal or message.get("tool_calls")):
             param = f"{place}.content"
             raise ApiError(ErrorCode.MISSING_PARAMETER, f"Missing required parameter: '{param}'.", param=param)
         for number, part in enumerate(content if isinstance(content, list) else ()):

@@ -31,8 +31,10 @@ class PlanningController(Controller):
         data: JSONBody[CreateJob],
         services: NamedDependency[Services],
     ) -> Response[ValidationObject]:
-        """The body is a create's. What a create would refuse is listed in `errors`; a body of another shape is refused
-        as there. While a file has not been read the answer is `pending` and carries `retry-after`.
+        """The body is a create's; one of another shape is refused as there. `errors` lists what a create would refuse
+        and what is wrong with the files' lines. What only the job's own base can tell (rows too long for it, or that
+        its template refuses) the job says when it checks its files. While a file has not been read the answer is
+        `pending` and carries `retry-after`.
         """
         try:
             plan = await services.validation.plan(wanted_job(data))
