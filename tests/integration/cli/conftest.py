@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import sys
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,17 +71,27 @@ def luthier(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def luthier_process(server: Server, tmp_path: Path) -> Luthier:
-    """The same as a process of its own, as people start it."""
+def luthier_started(server: Server, tmp_path: Path) -> Callable[..., Awaitable[Process]]:
+    """A process of its own, as people start it, which goes on meanwhile."""
 
-    async def run(*words: str, env: dict[str, str] | None = None) -> Ran:
-        process = await asyncio.create_subprocess_exec(
+    async def start(*words: str, env: dict[str, str] | None = None) -> Process:
+        return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "luthier_cli", *words),
             env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **_environment(server, env)},
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+
+    return start
+
+
+@pytest.fixture
+def luthier_process(luthier_started: Callable[..., Awaitable[Process]]) -> Luthier:
+    """The same, to its end."""
+
+    async def run(*words: str, env: dict[str, str] | None = None) -> Ran:
+        process = await luthier_started(*words, env=env)
         out, err = await asyncio.wait_for(process.communicate(), RUN_S)
         assert process.returncode is not None
         return Ran(process.returncode, out.decode(), err.decode())

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
+from builders.lossy_proxy import lossy_proxy
 from luthier_common.kit.mongo import Database
 
 
@@ -121,6 +124,26 @@ async def test_a_job_is_followed_to_its_very_last_event(
     listed = await luthier("jobs", "events", job_id, "--json")
     assert followed.out == listed.out
     assert "cancelled" in followed.out.splitlines()[-1]
+
+
+async def test_a_follower_whose_connection_breaks_misses_nothing(
+    luthier: Luthier, luthier_started: Callable[..., Awaitable[Process]], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(rows())
+    job_id = (await said(luthier, "jobs", "create", "tiny-base", "rows.jsonl"))["id"]
+    port, key = urlsplit(server.url).port, (server.home / "admin-key").read_text().strip()
+    assert port is not None
+    async with lossy_proxy(port) as proxy:
+        env = {"LUTHIER_BASE_URL": f"http://127.0.0.1:{proxy.port}/v1", "LUTHIER_API_KEY": key}
+        follower = await luthier_started("jobs", "events", job_id, "--follow", "--json", env=env)
+        assert follower.stdout is not None
+        first = await asyncio.wait_for(follower.stdout.readline(), 60)
+        proxy.lose(1)
+        await said(luthier, "jobs", "cancel", job_id)
+        rest, _ = await asyncio.wait_for(follower.communicate(), 60)
+    assert proxy.num_lost == 1
+    assert follower.returncode == 0
+    assert (first + rest).decode() == (await luthier("jobs", "events", job_id, "--json")).out
 
 
 async def test_the_life_of_a_job(luthier: Luthier, tmp_path: Path) -> None:

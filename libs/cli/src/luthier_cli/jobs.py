@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-import httpx
+import httpx2
 from openai import OpenAI, Stream
 from openai.types.fine_tuning import FineTuningJobEvent
 
@@ -172,7 +172,7 @@ def _follow(client: OpenAI, job_id: str) -> Iterator[FineTuningJobEvent]:
                 event = FineTuningJobEvent.model_validate(told)
                 last = event.id
                 yield event
-        except httpx.TransportError:
+        except httpx2.TransportError:
             pass
         time.sleep(COME_BACK_S)
         client = client.with_options(max_retries=COME_BACK_TRIES)
