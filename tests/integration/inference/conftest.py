@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from builders.bases import chat_row, make_tiny_base
+from builders.bases import CONTEXT, chat_row, make_tiny_base
+from builders.inference_room import InferenceRoom, make_inference_room
 from builders.jobs import JobStory, make_resolved, make_spec
 from builders.waiting import until
 from luthier_common.contract import events as f
+from luthier_common.kit.bases import sha256_of
 from luthier_common.kit.migrate import migrate
 from luthier_common.kit.mongo import Database, open_mongo
 from luthier_common.kit.objects import ObjectStore, open_objects
+from luthier_registry.store import Store
 from luthier_stack.logs import tail
 from luthier_text import TextBundle
 
@@ -99,17 +102,24 @@ async def catalogue(db: Database, objects: ObjectStore, tiny_base: Path) -> str:
 def make_artifact(objects: ObjectStore, tiny_base: Path, tmp_path: Path) -> Callable[..., Awaitable[Artifact]]:
     """Puts a LoRA adapter with golden rows into the store; `spoil` changes the golden rows before.
 
-    `mask_mode` is that of a trainer of another version.
+    `mask_mode` is that of a trainer of another version; `weight` is what all weights of the adapter are.
     """
 
     async def make(
-        spoil: Callable[[list[dict[str, Any]]], None] | None = None, seed: int = 1, mask_mode: str | None = None
+        spoil: Callable[[list[dict[str, Any]]], None] | None = None,
+        seed: int = 1,
+        mask_mode: str | None = None,
+        weight: float | None = None,
     ) -> Artifact:
         directory = tmp_path / f"artifact-{seed}"
         torch.manual_seed(seed)
         config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), config).save_pretrained(str(directory))
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), config)
+        if weight is not None:
+            for name, parameter in model.named_parameters():
+                parameter.data = torch.full_like(parameter, weight) if "lora_" in name else parameter.data
+        model.save_pretrained(str(directory))
         golden = TextBundle.load(tiny_base).golden(ROWS)
         if spoil:
             spoil(golden)
@@ -129,13 +139,13 @@ def make_artifact(objects: ObjectStore, tiny_base: Path, tmp_path: Path) -> Call
 
 
 @pytest.fixture
-def stage(db: Database, catalogue: str) -> Callable[[f.Blob], Awaitable[JobStory]]:
+def stage(db: Database, catalogue: str) -> Callable[..., Awaitable[JobStory]]:
     """A job whose artifact was staged and waits for an engine."""
 
-    async def run(blob: f.Blob) -> JobStory:
-        story = await (await JobStory.created(db, spec=make_spec(model="tiny"))).accepted()
+    async def run(blob: f.Blob, model: str = "tiny", digest: str = catalogue) -> JobStory:
+        story = await (await JobStory.created(db, spec=make_spec(model=model))).accepted()
         member = f.Member(node="node-1", slots=(0,))
-        placed = f.JobPlaced(attempt=1, members=(member,), resolved=make_resolved(), base_digest=catalogue)
+        placed = f.JobPlaced(attempt=1, members=(member,), resolved=make_resolved(), base_digest=digest)
         assert (await story.tell(placed)).applied
         await story.started()
         finished = f.RunFinished(step=6, artifact=blob, trained_tokens=10, train_loss=1.0)
@@ -145,6 +155,39 @@ def stage(db: Database, catalogue: str) -> Callable[[f.Blob], Awaitable[JobStory
         return story
 
     return run
+
+
+@pytest.fixture
+async def make_room(db: Database, objects: ObjectStore, tmp_path: Path) -> AsyncIterator[Callable[..., InferenceRoom]]:
+    rooms = []
+
+    def make(**changes: Any) -> InferenceRoom:
+        rooms.append(room := make_inference_room(db, objects, tmp_path, **changes))
+        return room
+
+    yield make
+    for room in rooms:
+        await room.pool.close()
+
+
+@pytest.fixture
+async def publish(db: Database, objects: ObjectStore) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Puts a bundle into the catalogue, as the registry does; its digest."""
+    names = set()
+
+    async def put(name: str, directory: Path, aliases: Sequence[str] = ()) -> str:
+        paths = [path for path in sorted(directory.iterdir()) if path.name != "bundle.json"]
+        files = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
+        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        for path in paths:
+            await objects.upload(path, f"bases/{digest}/{path.name}")
+        entry = {"_id": name, "digest": digest, "key": f"bases/{digest}/", "files": files, "aliases": list(aliases)}
+        await Store(db).write_base(entry | {"context_length": CONTEXT, "revision": None})
+        names.add(name)
+        return digest
+
+    yield put
+    await db["bases"].delete_many({"_id": {"$in": list(names)}})
 
 
 @pytest.fixture(scope="module")

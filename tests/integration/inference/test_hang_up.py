@@ -35,13 +35,14 @@ class Here(NamedTuple):
 
     client: httpx2.AsyncClient
     engine: Engine
+    pool: EnginePool
 
 
 @pytest.fixture
 async def here(db: Database, catalogue: str, objects: ObjectStore, tiny_base: Path) -> AsyncIterator[Here]:
     assert catalogue
 
-    async def fetch(_base: object) -> Path:
+    async def fetch(_base: object, _loaded: object) -> Path:
         return tiny_base
 
     settings = InferenceSettings(
@@ -53,7 +54,9 @@ async def here(db: Database, catalogue: str, objects: ObjectStore, tiny_base: Pa
         url, headers = f"http://127.0.0.1:{port}/internal/chat/completions", {"Authorization": "Bearer token"}
         limits = httpx2.Limits(max_connections=None)
         async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=60, limits=limits) as client:
-            yield Here(client, (await serving.base("tiny")).engine)
+            async with serving.base("tiny") as base:
+                engine = base.engine
+            yield Here(client, engine, pool)
     await pool.close()
 
 
@@ -72,4 +75,5 @@ async def test_answers_that_nobody_waits_for_are_not_made(here: Here, stream: bo
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await until(none_is_left, within_s=2)
+    await asyncio.wait_for(here.pool.idle.wait(), 2)
     assert (await here.client.post("", json={**BODY, "max_tokens": 3})).status_code == 200

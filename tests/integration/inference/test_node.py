@@ -93,7 +93,7 @@ async def test_a_checkpoint_answers_as_a_model_with_its_weights(node: Any, home:
         answer = await node.client.post(URL, json={**BODY, "adapter": adapter})
         answers.append(answer.raise_for_status().json()["choices"][0]["message"]["content"])
     assert answers[0] == answers[1] != answers[2]
-    (fetched,) = home.rglob(checkpoint["manifest_sha256"])
+    (fetched,) = home.rglob(f"*@{checkpoint['manifest_sha256']}")
     assert {path.name for path in fetched.iterdir()} - {".lock"} == {*ADAPTER_FILES, "manifest.json"}
 
 

@@ -54,6 +54,21 @@ async def test_a_bundle_directory_becomes_a_base_that_rooms_can_fetch(
     assert (await db["objects"].find_one({"_id": base["key"]}))["references"] == [f"base/{base['digest']}"]
 
 
+async def test_two_bases_never_answer_to_one_name(
+    db: Database, make_catalogue: MakeCatalogue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first is known in lower case too, until that is a base of its own; a third finds its alias taken."""
+    first, second = make_tiny_base(tmp_path / "first"), make_tiny_base(tmp_path / "second", seed=2)
+    await make_catalogue({"Tiny": first}).look()
+    assert (await find_base(db, "tiny") or {})["_id"] == "Tiny"
+    await make_catalogue({"Tiny": first, "tiny": second}).look()
+    await make_catalogue({"Tiny": first, "tiny": second, "TINY": first}).look()
+    assert {base["_id"]: base["aliases"] async for base in db["bases"].find()} == {"Tiny": [], "tiny": [], "TINY": []}
+    assert [(await find_base(db, name) or {})["_id"] for name in ("Tiny", "tiny", "TINY")] == ["Tiny", "tiny", "TINY"]
+    assert "the alias of another base is a base of its own now" in caplog.messages
+    assert "another base answers to an alias already" in caplog.messages
+
+
 async def test_a_gguf_is_converted_once_by_a_child(
     db: Database, objects: ObjectStore, make_catalogue: MakeCatalogue, tmp_path: Path
 ) -> None:

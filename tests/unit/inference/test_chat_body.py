@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from luthier_common.kit.objects import ObjectMissingError
 from luthier_inference.chat import Header, InvalidRequestError, Usage, chunk, completion, error_to_wire, parse_chat
 from luthier_inference.domain import EngineBusyError, FinishReason
 
@@ -93,9 +92,3 @@ def test_the_room_starts_without_torch() -> None:
     look = "import sys, luthier_inference.bootstrap; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "set()"
-
-
-def test_files_that_are_gone_are_told_without_their_key() -> None:
-    status, body = error_to_wire(ObjectMissingError("org-acme/proj-1/models/ftmodel-1/manifest.json"))
-    assert (status, body["error"]["code"]) == (404, "model_files_missing")
-    assert "acme" not in json.dumps(body)

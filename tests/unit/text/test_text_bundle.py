@@ -140,6 +140,16 @@ def test_an_end_token_that_the_tokenizer_lacks_is_a_bad_bundle(smollm2: Any, tmp
     assert caught.value.code == "bad_bundle"
 
 
+def test_a_disk_that_does_not_give_a_bundle_says_nothing_about_it(smollm2: Any, tmp_path: Path) -> None:
+    for file in (TOKENIZER_FILE, TEXT_FILE):
+        (tmp_path / file).write_bytes((smollm2.directory / file).read_bytes())
+    with pytest.raises(TextError):
+        TextBundle.load(tmp_path)
+    (tmp_path / TEMPLATE_FILE).mkdir()
+    with pytest.raises(OSError, match="directory"):
+        TextBundle.load(tmp_path)
+
+
 def test_importing_the_library_loads_neither_torch_nor_transformers() -> None:
     code = "import sys, luthier_text; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     paths = {"PYTHONPATH": ":".join(sys.path)}

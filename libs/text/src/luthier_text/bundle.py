@@ -53,11 +53,14 @@ class TextBundle:
 
     @classmethod
     def load(cls, directory: Path) -> "TextBundle":
-        """Read a base bundle; raises `TextError` with code `bad_bundle` when it cannot be used."""
+        """Read a base bundle; raises `TextError` with code `bad_bundle` when it cannot be used.
+
+        A disk that does not give what is there raises `OSError`: that says nothing about the bundle.
+        """
         try:
             config = TextConfig.model_validate_json((directory / TEXT_FILE).read_bytes())
             return cls((directory / TOKENIZER_FILE).read_bytes(), (directory / TEMPLATE_FILE).read_bytes(), config)
-        except (OSError, ValidationError, UnicodeDecodeError) as error:
+        except (FileNotFoundError, ValidationError, UnicodeDecodeError) as error:
             raise TextError("bad_bundle", f"the base bundle cannot be read: {error}") from error
 
     @property

@@ -5,20 +5,18 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import uvicorn
 from litestar import Litestar
 
 from luthier_common.contract.topics import TOPICS, Kind
-from luthier_common.kit.bases import fetch_files
 from luthier_common.kit.broker import build_broker, hear, listening
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.kafka_access import kafka_access
-from luthier_common.kit.mongo import Database, Doc, ping
-from luthier_common.kit.room import TRANSIENT_ERRORS, Room
+from luthier_common.kit.mongo import Database, ping
+from luthier_common.kit.room import STOP_AFTER_S, TRANSIENT_ERRORS, Room
 from luthier_common.kit.servers import open_database, open_store
-from luthier_inference.artifacts import ArtifactCache
+from luthier_inference.artifacts import ArtifactCache, BaseCache
 from luthier_inference.consumers import make_on_fact
 from luthier_inference.controllers import build_app
 from luthier_inference.engines import EnginePool
@@ -27,29 +25,30 @@ from luthier_inference.serving import Serving
 from luthier_inference.settings import InferenceSettings
 from luthier_inference.store import InferenceStore
 from luthier_inference.verification import Verifier
+from luthier_inference.watch import EngineWatch
 
 # Fetching and loading a large base may rightly take this long; who ended it would only have it begin again.
 _SLOW_WORK_S = 2 * 3600.0
+_FORGET_EVERY_S = 30.0
+# What is left of the time to stop when the answers have ended, for closing everything.
+_CLOSING_S = 9.0
 
 
 async def main(room: Room) -> None:
     """Serves until the room stops."""
     settings = InferenceSettings()
+    room.stop_after_s = max(STOP_AFTER_S, settings.engine_drain_s + _CLOSING_S)
     db = await room.enter("mongo", open_database(settings))
     objects = await room.enter("objects", open_store(settings))
     cache = settings.home / "cache"
-
-    async def fetch(base: Doc) -> Path:
-        directory = cache / "bases" / str(base["digest"])
-        await fetch_files(objects, base["key"], base["files"], directory)
-        return directory
-
     store = InferenceStore(db, settings.inference_node)
     clock = SystemClock()
-    pool = EnginePool(fetch, settings, clock)
+    bases = BaseCache(objects, cache / "bases", settings.base_cache_dirs)
+    pool = EnginePool(bases.fetch, settings, clock)
     artifacts = ArtifactCache(objects, cache / "adapters", settings.adapter_cache_dirs)
     serving = Serving(store, pool, artifacts, settings)
     verifier = Verifier(store, serving, artifacts, settings, clock)
+    watch = EngineWatch(pool, look_every_s=settings.tick_s, hung_after_s=settings.engine_hung_after_s)
     wake_verification = asyncio.Event()
     broker = build_broker(settings.kafka_url, "inference", kafka_access(settings))
     hear(broker, [TOPICS[Kind.JOB]], make_on_fact(wake_verification))
@@ -64,6 +63,9 @@ async def main(room: Room) -> None:
         room.spawn("load", room.every(settings.tick_s, node.load_default, stale_after_s=_SLOW_WORK_S))
         look = room.every(settings.tick_s, verifier.look, wake_verification, stale_after_s=_SLOW_WORK_S)
         room.spawn("verify", look)
+        room.spawn("watch", room.every(settings.tick_s, watch.look))
+        room.spawn("forget", room.every(_FORGET_EVERY_S, serving.drop_deleted))
+        room.spawn("drain", node.drain(room.stopping), grace_s=settings.engine_drain_s + 1)
         await room.until_stopped()
         with suppress(*TRANSIENT_ERRORS):
             await node.leave()

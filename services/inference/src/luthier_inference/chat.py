@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from luthier_common.kit.errors import LuthierError
-from luthier_common.kit.objects import ObjectMissingError
-from luthier_inference.domain import MAX_STOPS, FilesMissingError, FinishReason, Sampling
+from luthier_inference.domain import MAX_STOPS, FinishReason, Sampling
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -36,11 +35,16 @@ class AdapterRef(_Body):
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
-    model_id: str
+    model_id: str = Field(pattern="^[A-Za-z0-9_-]+$")
     key: str
     manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     base_digest: str | None = None
     """The bundle that it was trained on; None: the base as it is now."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the engine and on disk: two versions of a model never share one."""
+        return f"{self.model_id}@{self.manifest_sha256}"
 
 
 class StreamOptions(_Body):
@@ -204,6 +208,7 @@ _STATUSES = {
     "model_files_missing": 404,
     "context_length_exceeded": 400,
     "engine_overloaded": 429,
+    "engine_draining": 503,
     "engine_failed": 503,
     "engine_loading": 503,
     "unavailable": 503,
@@ -217,9 +222,7 @@ _TYPES: dict[int, Literal["invalid_request_error", "rate_limit_error", "server_e
 
 
 def error_to_wire(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and OpenAI envelope. Errors that are not ours say nothing of themselves, and none names a key."""
-    if isinstance(error, ObjectMissingError):
-        error = FilesMissingError("The files of the model are not in the object store any more.")
+    """Status and OpenAI envelope. Errors that are not ours say nothing of themselves."""
     code = str(getattr(error, "code", "internal_error"))
     is_request = isinstance(error, InvalidRequestError)
     status = 400 if is_request else _STATUSES.get(code, 500)

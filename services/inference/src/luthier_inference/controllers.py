@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any, TypeVar
 
 from litestar import Litestar, Request, Response, get, post
@@ -84,15 +84,17 @@ async def create_chat_completion(request: HttpRequest, state: State) -> Response
         tracer().start_as_current_span("inference.begin", attributes={"luthier.base": body.base}),
     ):
         serving = _serving(state)
-        prepared = await _while_connected(request, serving.prepare(body))
-        fingerprint = prepared.base.fingerprint
-        header = Header.new(f"chatcmpl-{secrets.token_hex(12)}", body.model or body.base, fingerprint)
-        deltas = serving.answer(prepared)
-        if body.stream:
+        async with AsyncExitStack() as in_use:
+            prepared = await _while_connected(request, in_use.enter_async_context(serving.prepare(body)))
+            fingerprint = prepared.base.fingerprint
+            header = Header.new(f"chatcmpl-{secrets.token_hex(12)}", body.model or body.base, fingerprint)
+            deltas = serving.answer(prepared)
+            if not body.stream:
+                return Response(await _while_connected(request, _collect(header, prepared, deltas)))
             first = await _while_connected(request, anext(deltas))
-            events = _events(header, body, prepared, first, deltas)
+            events = _events(header, body, prepared, first, deltas, in_use.pop_all())
+            await anext(events)
             return Stream(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        return Response(await _while_connected(request, _collect(header, prepared, deltas)))
 
 
 async def _read_body(request: HttpRequest) -> ChatBody:
@@ -115,12 +117,19 @@ async def _collect(header: Header, prepared: Prepared, deltas: AsyncGenerator[De
 
 
 async def _events(
-    header: Header, body: ChatBody, prepared: Prepared, first: Delta, rest: AsyncGenerator[Delta, None]
+    header: Header,
+    body: ChatBody,
+    prepared: Prepared,
+    first: Delta,
+    rest: AsyncGenerator[Delta, None],
+    in_use: AsyncExitStack,
 ) -> AsyncIterator[bytes]:
+    """Whoever leaves ends the answer and its use of the base: even before the first piece, which is empty for that."""
     usage = Usage(len(prepared.asked.prompt_ids))
     null_usage = body.include_usage
-    yield _event(chunk(header, {"role": "assistant", "content": ""}, null_usage=null_usage))
-    async with aclosing(rest):
+    async with in_use, aclosing(rest):
+        yield b""
+        yield _event(chunk(header, {"role": "assistant", "content": ""}, null_usage=null_usage))
         try:
             async for delta in _chain(first, rest):
                 _count(usage, delta, prepared)
@@ -131,9 +140,9 @@ async def _events(
         except LuthierError as error:
             yield _event(error_to_wire(error)[1])
             return
-    if null_usage:
-        yield _event(usage_chunk(header, usage))
-    yield b"data: [DONE]\n\n"
+        if null_usage:
+            yield _event(usage_chunk(header, usage))
+        yield b"data: [DONE]\n\n"
 
 
 async def _chain(first: Delta, rest: AsyncIterator[Delta]) -> AsyncIterator[Delta]:

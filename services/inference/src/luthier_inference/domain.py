@@ -27,7 +27,7 @@ class BadAdapterError(LuthierError):
 
 
 class FilesMissingError(LuthierError):
-    """The object store does not have the files of a model."""
+    """The object store does not have the files of a model any more."""
 
     code = "model_files_missing"
 
@@ -57,6 +57,12 @@ class EngineBusyError(TransientError):
     code = "engine_overloaded"
 
 
+class BrokenWeightsError(LuthierError):
+    """The model computes values that are not numbers: no engine can answer with it."""
+
+    code = "broken_weights"
+
+
 class EngineFailedError(LuthierError):
     """The engine stopped or could not compute; the request itself may be fine."""
 
@@ -79,11 +85,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer to make: the prompt's ids, the adapter (None: the base itself) and the sampling."""
+    """One answer to make: the prompt's ids, the adapter (None: the base itself), the sampling, and who asks."""
 
     prompt_ids: tuple[int, ...]
     adapter: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    project: str | None = None
 
 
 @dataclass(frozen=True)

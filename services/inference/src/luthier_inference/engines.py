@@ -4,20 +4,20 @@ the process stays small."""
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier_common.kit.clock import Clock
-from luthier_common.kit.errors import LuthierError, TransientError
+from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.rests import Rests
 from luthier_inference.settings import InferenceSettings
-from luthier_inference.store import names_of
-from luthier_text import TextError
 
 if TYPE_CHECKING:
     from luthier_inference.engine.generation import Engine
@@ -36,32 +36,27 @@ class EngineLoadingError(TransientError):
 
 
 class BaseUnloadableError(TransientError):
-    """This machine could not load the base a moment ago: for want of memory or disk, say."""
+    """This machine could not load the base a moment ago: for want of memory or disk, or for what is in the bundle."""
 
     code = "engine_failed"
 
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base that answers. `digest` names the bundle it was loaded from."""
+    """A base that answers. `name` is that of the catalogue, `digest` names the bundle it was loaded from."""
 
-    names: tuple[str, ...]
+    name: str
     digest: str
     engine: "Engine"
 
     @property
-    def name(self) -> str:
-        """The name in the catalogue."""
-        return self.names[0]
-
-    @property
     def fingerprint(self) -> str:
         """Changes when the same seed may give another answer."""
-        return f"fp_{self.digest[:10]}_{self.engine.dtype}"
+        return f"fp_{self.digest[:10]}_{self.engine.dtype}_{self.engine.computes_with}"
 
 
 def load_engine(directory: Path, settings: InferenceSettings) -> "Engine":
-    """Takes seconds and, the first time, imports torch. Raises `BadBaseError`, `TextError`."""
+    """Takes seconds and, the first time, imports torch. Raises what `Engine` raises, or the want of memory."""
     # OpenMP's threads spin while they wait for each other: on cores that others use too, that makes an engine crawl.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     made: Engine = import_module("luthier_inference.engine.generation").make_engine(directory, settings)
@@ -71,16 +66,29 @@ def load_engine(directory: Path, settings: InferenceSettings) -> "Engine":
 class EnginePool:
     """Loads bases on demand, one at a time, and keeps the last used."""
 
-    def __init__(self, fetch: Callable[[Doc], Awaitable[Path]], settings: InferenceSettings, clock: Clock) -> None:
+    def __init__(
+        self, fetch: Callable[[Doc, Collection[str]], Awaitable[Path]], settings: InferenceSettings, clock: Clock
+    ) -> None:
         self._fetch = fetch
         self._settings = settings
         self._loaded: dict[str, LoadedBase] = {}
         self._loading = asyncio.Lock()
         self._rests: Rests[str] = Rests(clock, first_s=LOAD_REST_S, most_s=MOST_LOAD_REST_S)
+        self._num_uses: Counter[str] = Counter()
+        self.idle = asyncio.Event()
+        """Set while nobody uses a base."""
+        self.idle.set()
+        self.default: str | None = None
+        """The catalogue's name of the base that makes room for no other, once it is known."""
 
-    def has(self, name: str) -> bool:
-        """Whether the base with this name or alias is in memory."""
-        return any(name in base.names for base in self._loaded.values())
+    @property
+    def loaded(self) -> list[LoadedBase]:
+        """The bases in memory, the one used longest ago first."""
+        return list(self._loaded.values())
+
+    def has(self, name: str | None) -> bool:
+        """Whether the base with this name in the catalogue is in memory."""
+        return any(base.name == name for base in self._loaded.values())
 
     def is_loaded(self, digest: str) -> bool:
         return digest in self._loaded
@@ -99,12 +107,31 @@ class EnginePool:
         """Adapters in memory, over all bases."""
         return tuple(name for base in self._loaded.values() for name in base.engine.adapters)
 
-    async def get(self, base: Doc, wait_s: float = 60.0) -> LoadedBase:
-        """The base of this catalogue entry.
+    @asynccontextmanager
+    async def use(self, base: Doc, wait_s: float = 60.0) -> AsyncIterator[LoadedBase]:
+        """The base of this catalogue entry, which stays in memory as long as the block lasts.
 
         Raises `EngineLoadingError` when it is not there within `wait_s`, `BaseUnloadableError` when this machine
-        cannot load it or could not a moment ago, and `BadBaseError` or `TextError` when nobody can.
+        cannot load it or could not a moment ago, and what the object store raises when it is away.
         """
+        # From now on, not from when it is loaded: between the two another base could take its room.
+        digest = base["digest"]
+        self._num_uses[digest] += 1
+        self.idle.clear()
+        try:
+            yield await self._get(base, wait_s)
+        finally:
+            self._num_uses[digest] -= 1
+            if not self._num_uses.total():
+                self.idle.set()
+
+    def drop_adapters(self, names: Collection[str]) -> None:
+        """Forget these adapters, whichever base has them."""
+        for base in self._loaded.values():
+            for name in set(names).intersection(base.engine.adapters):
+                base.engine.drop_adapter(name)
+
+    async def _get(self, base: Doc, wait_s: float) -> LoadedBase:
         found = self._touch(base["digest"])
         if found is not None:
             return found
@@ -141,20 +168,20 @@ class EnginePool:
                 return found
             self._check_rest(base)
             try:
-                directory = await self._fetch(base)
-                await self._make_room(names_of(base))
+                directory = await self._fetch(base, self._loaded)
+                await self._make_room(base["_id"])
                 await failpoint("inference.before_load")
                 engine = await asyncio.to_thread(load_engine, directory, self._settings)
-            except (LuthierError, TextError):
+            except TransientError:
                 raise
-            except Exception as error:  # no memory, no disk, a driver that gave up: of this machine, not of the base
+            except Exception as error:  # no memory, no disk, a driver that gave up, a bundle that is none
                 logger.warning("a base model cannot be loaded here", extra={"base": base["_id"]}, exc_info=True)
                 rest_s = self._rests.begin(base["digest"])
                 message = f"{base['_id']} cannot be loaded here ({type(error).__name__}), for {rest_s:g} s at least."
                 raise BaseUnloadableError(message) from error
             self._rests.end(base["digest"])
             self._forget_name(base["_id"])
-            loaded = LoadedBase(names_of(base), base["digest"], engine)
+            loaded = LoadedBase(base["_id"], base["digest"], engine)
             self._loaded[loaded.digest] = loaded
             logger.info(
                 "a base model was loaded",
@@ -165,24 +192,21 @@ class EnginePool:
     def _forget_name(self, name: str) -> None:
         """The bundle that had the name until now answers only for what was trained on it."""
         for former in [base for base in self._loaded.values() if base.name == name]:
-            self._loaded[former.digest] = replace(former, names=(f"{name}@{former.digest[:12]}",))
+            self._loaded[former.digest] = replace(former, name=f"{name}@{former.digest[:12]}")
 
-    async def _make_room(self, wanted: Sequence[str]) -> None:
-        """Forget the base used longest ago that is idle, and is not the default one unless that is replaced.
+    async def _make_room(self, wanted: str) -> None:
+        """Forget the base used longest ago that nobody uses, and is not the default one unless that is replaced.
 
         Where there is room for one base only, the default one and what it was before take turns.
         """
-        default, has_one = self._settings.default_base, self._settings.engine_max_bases == 1
+        is_default_too = self._settings.engine_max_bases == 1 or wanted == self.default
         while len(self._loaded) >= self._settings.engine_max_bases:
-            idle = [
-                base
-                for base in self._loaded.values()
-                if base.engine.num_pending == 0 and (has_one or default not in base.names or default in wanted)
-            ]
-            if not idle:
+            unused = [base for base in self._loaded.values() if not self._num_uses[base.digest]]
+            forgettable = [base for base in unused if is_default_too or base.name != self.default]
+            if not forgettable:
                 raise EngineLoadingError("All base models in memory are in use; try again.")
-            del self._loaded[idle[0].digest]
-            await asyncio.to_thread(idle[0].engine.close)
+            del self._loaded[forgettable[0].digest]
+            await asyncio.to_thread(forgettable[0].engine.close)
 
 
 def _log_failure(task: "asyncio.Task[LoadedBase]") -> None:

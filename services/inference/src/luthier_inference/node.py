@@ -1,18 +1,17 @@
-"""This engine as a node: it joins, renews its document with what it serves, and keeps the default base loaded."""
+"""This engine as a node: it joins, renews its document with what it serves, keeps the default base loaded, and ends
+what it has begun before it leaves."""
 
-import logging
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 from luthier_common.kit import presence
-from luthier_common.kit.errors import LuthierError, TransientError
 from luthier_common.kit.failpoints import failpoint
+from luthier_common.kit.room import TRANSIENT_ERRORS
 from luthier_inference.engines import EnginePool
 from luthier_inference.serving import Serving
 from luthier_inference.settings import InferenceSettings
 from luthier_inference.store import InferenceStore
-from luthier_text import TextError
-
-logger = logging.getLogger(__name__)
 
 
 class Node:
@@ -26,7 +25,6 @@ class Node:
         self._pool = pool
         self._address = address
         self._settings = settings
-        self._said: str | None = None
         self._has_joined = False
 
     async def renew(self) -> None:
@@ -39,30 +37,39 @@ class Node:
         await failpoint("inference.before_renew")
         bases = [base["_id"] for base in await self._serving.list_ready()]
         models = sorted({name.partition("@")[0] for name in self._pool.adapters})
-        self._has_joined = await self._store.renew(bases, models, device)
+        self._has_joined = await self._store.renew(bases, models, device, is_draining=self._serving.is_draining)
         await presence.announce(self._store.db, "inference", self._store.node)
+
+    async def load_default(self) -> None:
+        """Load the default base as soon as the catalogue has it, and announce it at once."""
+        if await self._serving.load_default():
+            await self.renew()
+
+    async def check(self) -> str | None:
+        """What keeps this node from answering with the default base, for `/readyz`."""
+        return None if self._pool.has(self._pool.default) else f"{self._settings.default_base} is not loaded"
+
+    async def drain(self, stopping: asyncio.Event) -> None:
+        """Once the room stops: take nothing new, say so, and let the answers under way end, for a bounded time."""
+        await stopping.wait()
+        self._serving.is_draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.engine_drain_s):
+                while True:
+                    with suppress(*TRANSIENT_ERRORS):
+                        await self.renew()
+                    if await self._is_idle(within_s=self._settings.renew_s):
+                        return
+
+    async def _is_idle(self, within_s: float) -> bool:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._pool.idle.wait(), within_s)
+        return self._pool.idle.is_set()
 
     async def leave(self) -> None:
         """Say that the node stops."""
         await self._store.leave()
         await presence.leave(self._store.db, "inference", self._store.node)
-
-    async def load_default(self) -> None:
-        """Load the default base as soon as the catalogue has it, and announce it at once."""
-        try:
-            if await self._serving.load_default():
-                await self.renew()
-        except TransientError:
-            raise
-        except (LuthierError, TextError) as error:
-            if self._said != str(error):
-                logger.exception("the default base cannot be loaded")
-            self._said = str(error)
-
-    async def check(self) -> str | None:
-        """What keeps this node from answering with the default base, for `/readyz`."""
-        name = self._settings.default_base
-        return None if self._pool.has(name) else f"{name} is not loaded"
 
 
 def _expected_device(settings: InferenceSettings) -> str:

@@ -1,10 +1,11 @@
 """Answers: finds the base, brings its adapter, and lets the engine speak."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from luthier_common.kit.bases import BaseMissingError, version_of
+from luthier_common.kit.bases import BaseMissingError, bases_called, version_of
+from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_inference.artifacts import ArtifactCache
@@ -13,7 +14,13 @@ from luthier_inference.domain import Delta, EngineBusyError, Generation, Samplin
 from luthier_inference.engines import EnginePool, LoadedBase
 from luthier_inference.prompts import PromptReader
 from luthier_inference.settings import InferenceSettings
-from luthier_inference.store import InferenceStore, names_of
+from luthier_inference.store import InferenceStore
+
+
+class EngineDrainingError(TransientError):
+    """The node is being stopped: it ends what it has begun and begins nothing more."""
+
+    code = "engine_draining"
 
 
 @dataclass(frozen=True)
@@ -36,60 +43,76 @@ class Serving:
         self._artifacts = artifacts
         self._settings = settings
         self._prompts = PromptReader(settings.engine_max_waiting)
+        self.is_draining = False
 
     async def list_served(self) -> list[Doc]:
         """The catalogue entries that this node loads when asked."""
-        named = {name.strip() for name in self._settings.inference_bases.split(",")}
-        bases = [base for base in await self._store.list_bases() if "*" in named or named.intersection(names_of(base))]
-        default = [base for base in bases if self._is_default(base)]
+        bases = await self._store.list_bases()
+        named = [name.strip() for name in self._settings.inference_bases.split(",")]
+        if "*" not in named:
+            meant = {base["_id"] for name in named for base in bases_called(bases, name)[:1]}
+            bases = [base for base in bases if base["_id"] in meant]
+        default = bases_called(bases, self._settings.default_base)[:1]
         # The default base never makes room for another one.
         return default if default and self._settings.engine_max_bases == 1 else bases
 
     async def list_ready(self) -> list[Doc]:
-        """The entries to announce: loaded, or loaded on demand. The default base counts only when it is loaded."""
-        return [base for base in await self.list_served() if not self._is_default(base) or self._pool.has(base["_id"])]
+        """The entries to announce: loaded, or loaded on demand unless that failed a moment ago.
 
-    def is_resting(self, base: Doc) -> bool:
-        """Whether this machine could not load the base, and does not try it again yet."""
-        return self._pool.is_resting(base["digest"])
-
-    def _is_default(self, base: Doc) -> bool:
-        return self._settings.default_base in names_of(base)
+        The default base counts only when it is loaded.
+        """
+        served = await self.list_served()
+        default = bases_called(served, self._settings.default_base)[:1]
+        return [
+            base
+            for base in served
+            if self._pool.has(base["_id"]) or (base not in default and not self._pool.is_resting(base["digest"]))
+        ]
 
     async def load_default(self) -> bool:
         """Load the default base as the catalogue has it now; False when it was loaded already, or is not there."""
-        default = next((base for base in await self.list_served() if self._is_default(base)), None)
-        if default is None or self._pool.is_loaded(default["digest"]):
+        default = next(iter(bases_called(await self.list_served(), self._settings.default_base)), None)
+        if default is None:
             return False
-        await self._pool.get(default, wait_s=600)
-        return True
+        self._pool.default = default["_id"]
+        if self._pool.is_loaded(default["digest"]):
+            return False
+        async with self._pool.use(default, wait_s=600):
+            return True
 
-    async def base(self, name: str, digest: str | None = None) -> LoadedBase:
-        """The base with this name or alias, loaded; as it was with a digest, if one is given.
+    @asynccontextmanager
+    async def base(self, name: str, digest: str | None = None) -> AsyncIterator[LoadedBase]:
+        """The base with this name or alias, loaded as long as the block lasts; as it was with a digest, if given.
 
-        Raises `BaseMissingError`, and what `EnginePool.get` raises.
+        Raises `BaseMissingError`, and what `EnginePool.use` raises.
         """
-        found = next((base for base in await self.list_served() if name in names_of(base)), None)
-        version = found and version_of(found, digest)
+        called = bases_called(await self.list_served(), name)
+        version = next((found for base in called if (found := version_of(base, digest))), None)
         if version is None:
-            raise BaseMissingError(f"This node serves no base model {name!r}{' of this digest' if found else ''}.")
-        return await self._pool.get(version)
+            raise BaseMissingError(f"This node serves no base model {name!r}{' of this digest' if called else ''}.")
+        async with self._pool.use(version) as loaded:
+            yield loaded
 
-    async def prepare(self, body: ChatBody) -> Prepared:
-        """Make ids of messages, bring base and adapter. Raises `InvalidRequestError` and what the engine raises."""
-        base = await self.base(body.base, body.adapter.base_digest if body.adapter else None)
-        if body.adapter is not None:
-            await self.load_adapter(base, body.adapter)
-        ids = await self._prompts.read(base.engine.text.prompt_ids, body.messages)
-        name = adapter_name(body.adapter)
-        return Prepared(base, Generation(ids, name, body.sampling), body.adapter)
+    @asynccontextmanager
+    async def prepare(self, body: ChatBody) -> AsyncIterator[Prepared]:
+        """Make ids of messages, bring base and adapter, which stays as long as the block lasts.
+
+        Raises `EngineDrainingError`, `InvalidRequestError` and what the engine raises.
+        """
+        if self.is_draining:
+            raise EngineDrainingError("This engine is being stopped; another one may answer.")
+        async with self.base(body.base, body.adapter.base_digest if body.adapter else None) as base:
+            if body.adapter is not None:
+                await self.load_adapter(base, body.adapter)
+            ids = await self._prompts.read(base.engine.text.prompt_ids, body.messages)
+            name = body.adapter.name if body.adapter else None
+            yield Prepared(base, Generation(ids, name, body.sampling, body.project), body.adapter)
 
     async def load_adapter(self, base: LoadedBase, adapter: AdapterRef) -> None:
         """Bring an adapter from the object store into the engine, unless it is there."""
-        if adapter_name(adapter) in base.engine.adapters:
+        if adapter.name in base.engine.adapters:
             return
-        directory = await self._artifacts.fetch(adapter.key, adapter.manifest_sha256)
-        await base.engine.load_adapter(adapter_name(adapter) or "", directory)
+        await base.engine.load_adapter(adapter.name, await self._artifacts.fetch(adapter))
 
     async def answer(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """The answer, piece by piece. An adapter that had to make room meanwhile is brought back once.
@@ -112,10 +135,15 @@ class Serving:
                 is_retry = True
                 await self.load_adapter(prepared.base, prepared.adapter)
 
-
-def adapter_name(adapter: AdapterRef | None) -> str | None:
-    """The name in the engine: two versions of a model never share one."""
-    return None if adapter is None else f"{adapter.model_id}@{adapter.manifest_sha256}"
+    async def drop_deleted(self) -> None:
+        """What is kept of models that were deleted goes, from disk and from memory."""
+        names = {*self._artifacts.names, *self._pool.adapters}
+        model_ids = {name: name.partition("@")[0] for name in names}
+        deleted = await self._store.list_deleted(set(model_ids.values()))
+        gone = {name for name, model_id in model_ids.items() if model_id in deleted}
+        self._pool.drop_adapters(gone)
+        for name in gone:
+            await self._artifacts.drop(name)
 
 
 def greedy(max_tokens: int) -> Sampling:

@@ -1,6 +1,6 @@
 """MongoDB as this room sees it: its own node document, the catalogue of bases, and jobs whose model must be tried."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import JobFact, NodeJoined, NodeLeft
@@ -28,9 +28,12 @@ class InferenceStore:
             also = {"slots": [], "bases": [], "adapters": [], "draining": False}
             await advance(self.db, Kind.NODE, self.node, fact, actor=ACTOR, also=also)
 
-    async def renew(self, bases: Sequence[str], adapters: Sequence[str], device: str) -> bool:
-        """Say in database time that this node lives, and what it serves; False when it is not live in the database."""
-        said = {"bases": list(bases), "adapters": list(adapters), "device": device}
+    async def renew(self, bases: Sequence[str], adapters: Sequence[str], device: str, *, is_draining: bool) -> bool:
+        """Say in database time that this node lives, and what it serves; False when it is not live in the database.
+
+        Nobody asks a draining one for more.
+        """
+        said = {"bases": list(bases), "adapters": list(adapters), "device": device, "draining": is_draining}
         literals = {name: {"$literal": value} for name, value in said.items()}
         found = await self.db["nodes"].update_one(
             {"_id": self.node, "phase": "live"}, [{"$set": {"renewed_at": "$$NOW", **literals}}]
@@ -45,11 +48,17 @@ class InferenceStore:
         """The catalogue, oldest name first."""
         return [base async for base in self.db["bases"].find({}).sort("_id", 1)]
 
-    async def list_staged(self, limit: int = 20) -> list[Doc]:
-        """Jobs whose model waits for an engine, oldest first."""
+    async def list_staged(self, bases: Collection[str]) -> list[Doc]:
+        """Jobs whose model waits for an engine with one of these bases or aliases, oldest first."""
         names = ("spec.model", "staged", "base_digest", "generation", "attempt", "trace", "run_trace")
         fields = dict.fromkeys(names, 1)
-        return [job async for job in self.db["jobs"].find({"phase": "staged"}, fields).sort("_id", 1).limit(limit)]
+        waiting = {"phase": "staged", "spec.model": {"$in": list(bases)}}
+        return [job async for job in self.db["jobs"].find(waiting, fields).sort("_id", 1)]
+
+    async def list_deleted(self, model_ids: Collection[str]) -> set[str]:
+        """Those of these models that were deleted."""
+        query = {"_id": {"$in": list(model_ids)}, "phase": "deleted"}
+        return {str(model["_id"]) async for model in self.db["models"].find(query, {"_id": 1})}
 
     async def state_verdict(self, job: Doc, verdict: JobFact) -> Advanced:
         """State what became of the trial of a job's model."""

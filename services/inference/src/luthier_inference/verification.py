@@ -4,39 +4,36 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from luthier_common.contract.events import JobFact, Problem, ServingRefused, ServingSkipped, ServingVerified
 from luthier_common.contract.reasons import FailureReason
-from luthier_common.kit.bases import BundleCorruptError
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import LuthierError, TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.leases import acquire, release
 from luthier_common.kit.mongo import DRIVER_ERRORS, Doc
-from luthier_common.kit.objects import ObjectMissingError
 from luthier_common.kit.telemetry import span_of
-from luthier_inference.artifacts import GOLDEN_FILE, TRAINING_FILE, ArtifactCache, ArtifactCorruptError
+from luthier_inference.artifacts import ArtifactCache, ArtifactCorruptError
 from luthier_inference.chat import AdapterRef
-from luthier_inference.domain import Generation
+from luthier_inference.domain import BadAdapterError, BrokenWeightsError, FilesMissingError, Generation
 from luthier_inference.engines import LoadedBase
-from luthier_inference.serving import Serving, adapter_name, greedy
+from luthier_inference.serving import Prepared, Serving, greedy
 from luthier_inference.settings import InferenceSettings
 from luthier_inference.store import InferenceStore, names_of
-from luthier_text import IGNORED_LABEL, TextError
+from luthier_text import IGNORED_LABEL, TextBundle, TextError
 
 logger = logging.getLogger(__name__)
+GOLDEN_FILE = "golden.json"
+TRAINING_FILE = "training.json"
 _ANSWER_TOKENS = 16
-_MAX_GOLDEN_BYTES = 16 * 1024 * 1024
-_CORRUPT = (ArtifactCorruptError, BundleCorruptError, ObjectMissingError)
+_MAX_FILE_BYTES = 16 * 1024 * 1024
 
 
 class _RefusedError(Exception):
-    """The model failed its trial."""
+    """The model failed its trial: what is wrong lies in the model, and no other engine would find it otherwise."""
 
     def __init__(self, reason: FailureReason, detail: str) -> None:
         super().__init__(detail)
@@ -59,21 +56,16 @@ class Verifier:
         self._artifacts = artifacts
         self._settings = settings
         self._clock = clock
-        self._tries: Counter[str] = Counter()
         self._waits_since_s: dict[tuple[str, int], float] = {}
 
     async def look(self) -> None:
         """Try every staged model whose base this node can answer with."""
-        jobs = await self._store.list_staged()
+        served = {name for base in await self._serving.list_ready() for name in names_of(base)}
+        jobs = await self._store.list_staged(served)
         waiting = {_attempt_of(job) for job in jobs}
         self._waits_since_s = {key: since_s for key, since_s in self._waits_since_s.items() if key in waiting}
-        if not jobs:
-            return
-        bases = [base for base in await self._serving.list_ready() if not self._serving.is_resting(base)]
-        served = {name for base in bases for name in names_of(base)}
         for job in jobs:
-            if job["spec"]["model"] in served:
-                await self._try_or_wait(job)
+            await self._try_or_wait(job)
 
     async def _try_or_wait(self, job: Doc) -> None:
         """One model that cannot be tried now keeps neither the others waiting nor its job for ever."""
@@ -101,12 +93,9 @@ class Verifier:
 
     async def _judge_and_state(self, job: Doc) -> None:
         verdict = await self._judge(job)
-        if verdict is None:
-            return
         await failpoint("inference.before_verdict")
         done = await self._store.state_verdict(job, verdict)
         await failpoint("inference.after_verdict")
-        self._tries.pop(job["_id"], None)
         logger.info(
             "a finished model was tried",
             extra={"job_id": job["_id"], "fact": verdict.type, "outcome": done.outcome},
@@ -133,27 +122,18 @@ class Verifier:
             renewal.cancel()
             await release(self._store.db, lease)
 
-    async def _judge(self, job: Doc) -> JobFact | None:
-        """The verdict, or None when it must be tried again."""
+    async def _judge(self, job: Doc) -> JobFact:
+        """The verdict. What is raised says nothing about the model: it is tried again."""
         try:
             return await self._try_model(job)
         except _RefusedError as error:
             return _refuse(error.reason, str(error))
-        except _CORRUPT as error:
+        except (ArtifactCorruptError, FilesMissingError) as error:
             return _refuse(FailureReason.ARTIFACT_CORRUPT, str(error))
-        except TextError as error:
-            return _refuse(FailureReason.TEMPLATE_MISMATCH, error.message)
-        except TransientError:
-            raise
-        except LuthierError as error:
-            self._tries[job["_id"]] += 1
-            if error.retryable and self._tries[job["_id"]] < self._settings.verify_tries:
-                logger.warning("a finished model could not be tried", extra={"job_id": job["_id"], "code": error.code})
-                return None
+        except (BadAdapterError, BrokenWeightsError) as error:
             return _refuse(FailureReason.SERVING_FAILED, str(error))
 
     async def _try_model(self, job: Doc) -> ServingVerified:
-        base = await self._serving.base(job["spec"]["model"], job["base_digest"])
         staged = job["staged"]
         adapter = AdapterRef(
             model_id=staged["model_id"],
@@ -161,71 +141,76 @@ class Verifier:
             manifest_sha256=staged["blob"]["manifest_sha256"],
             base_digest=job["base_digest"],
         )
-        directory = await self._artifacts.fetch(adapter.key, adapter.manifest_sha256)
-        rows = await asyncio.to_thread(_check_golden, base, directory)
-        await failpoint("inference.before_adapter")
-        await self._serving.load_adapter(base, adapter)
-        await failpoint("inference.after_adapter")
-        started_at_s = time.monotonic()
-        num_tokens = await _answer_once(base, adapter, rows[0])
+        async with self._serving.base(job["spec"]["model"], job["base_digest"]) as base:
+            golden = await self._artifacts.read(adapter, GOLDEN_FILE, _MAX_FILE_BYTES)
+            training = await self._artifacts.read(adapter, TRAINING_FILE, _MAX_FILE_BYTES)
+            num_rows, ids = await asyncio.to_thread(_check_golden, base.engine.text, golden, training)
+            await failpoint("inference.before_adapter")
+            async with asyncio.timeout(self._settings.verify_answer_s):
+                await self._serving.load_adapter(base, adapter)
+                await failpoint("inference.after_adapter")
+                started_at_s = time.monotonic()
+                num_tokens = await self._answer_once(base, adapter, ids)
         return ServingVerified(
             node=self._store.node,
-            num_golden_rows=len(rows),
+            num_golden_rows=num_rows,
             num_answer_tokens=num_tokens,
             latency_s=round(time.monotonic() - started_at_s, 3),
         )
+
+    async def _answer_once(self, base: LoadedBase, adapter: AdapterRef, ids: tuple[int, ...]) -> int:
+        """How many tokens the tuned model says to this prompt."""
+        prepared = Prepared(base, Generation(ids, adapter.name, greedy(_ANSWER_TOKENS)), adapter)
+        async with aclosing(self._serving.answer(prepared)) as deltas:
+            num_tokens = sum([delta.num_tokens async for delta in deltas])
+        if not num_tokens:
+            raise _RefusedError(FailureReason.SERVING_FAILED, "the model gave no answer")
+        return num_tokens
 
 
 def _attempt_of(job: Doc) -> tuple[str, int]:
     return job["_id"], job["attempt"]
 
 
-def _check_golden(base: LoadedBase, directory: Path) -> list[dict[str, Any]]:
-    """The golden rows, which give the same ids and labels here as in training."""
-    path = directory / GOLDEN_FILE
-    if not path.exists() or path.stat().st_size > _MAX_GOLDEN_BYTES:
-        raise _RefusedError(FailureReason.ARTIFACT_CORRUPT, f"the artifact has no usable {GOLDEN_FILE}")
+def _check_golden(text: TextBundle, golden: bytes | None, training: bytes | None) -> tuple[int, tuple[int, ...]]:
+    """How many golden rows give the same ids and labels here as in training, and the prompt of the first."""
+    if golden is None:
+        raise _RefusedError(FailureReason.ARTIFACT_CORRUPT, f"the artifact has no {GOLDEN_FILE}")
     try:
-        rows = json.loads(path.read_bytes())
+        rows = json.loads(golden)
         differences = ["there is no golden row"]
         if rows:
             # A room of another version makes rows in another way, and rightly so while a job crosses an upgrade.
-            is_alike = _mask_mode(directory) in (None, base.engine.text.facts["mask_mode"])
-            differences = base.engine.text.check_golden(rows) if is_alike else []
-    except (ValueError, KeyError, TypeError) as error:
+            is_alike = _mask_mode(training) in (None, text.facts["mask_mode"])
+            differences = text.check_golden(rows) if is_alike else []
+        if differences:
+            raise _RefusedError(FailureReason.TEMPLATE_MISMATCH, "; ".join(differences[:3]))
+        return len(rows), _prompt_ids(text, rows[0])
+    except TextError as error:
+        raise _RefusedError(FailureReason.TEMPLATE_MISMATCH, error.message) from error
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise _RefusedError(
             FailureReason.ARTIFACT_CORRUPT, f"{GOLDEN_FILE} or {TRAINING_FILE} cannot be read"
         ) from error
-    if differences:
-        raise _RefusedError(FailureReason.TEMPLATE_MISMATCH, "; ".join(differences[:3]))
-    checked: list[dict[str, Any]] = rows
-    return checked
 
 
-def _mask_mode(directory: Path) -> str | None:
+def _mask_mode(training: bytes | None) -> str | None:
     """How the trainer made ids and labels of rows; None where the artifact does not say."""
-    path = directory / TRAINING_FILE
-    said = json.loads(path.read_bytes()) if path.exists() else {}
+    said = json.loads(training) if training is not None else {}
     return str(said["text"]["mask_mode"]) if "text" in said else None
 
 
-async def _answer_once(base: LoadedBase, adapter: AdapterRef, golden: dict[str, Any]) -> int:
-    """How many tokens the tuned model says to the prompt of a golden row."""
+def _prompt_ids(text: TextBundle, golden: dict[str, Any]) -> tuple[int, ...]:
+    """Ids of a golden row up to what the model is to say, as many of the last as leave room for an answer."""
     if "max_length" in golden:
         # The whole prompt of a row that was cut may be longer than the model can see.
         first = next(at for at, label in enumerate(golden["labels"]) if label != IGNORED_LABEL)
-        ids = tuple(golden["input_ids"][: max(1, first)])
+        ids = golden["input_ids"][: max(1, first)]
     else:
         messages = golden["row"]["messages"]
         last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
-        ids = tuple(base.engine.text.prompt_ids(messages[:last] or messages))
-    room = max(1, base.engine.text.context_length - _ANSWER_TOKENS)
-    asked = Generation(ids[-room:], adapter_name(adapter), greedy(_ANSWER_TOKENS))
-    async with aclosing(base.engine.generate(asked)) as deltas:
-        num_tokens = sum([delta.num_tokens async for delta in deltas])
-    if not num_tokens:
-        raise _RefusedError(FailureReason.SERVING_FAILED, "the model gave no answer")
-    return num_tokens
+        ids = text.prompt_ids(messages[:last] or messages, golden["row"].get("tools"))
+    return tuple(ids[-max(1, text.context_length - _ANSWER_TOKENS) :])
 
 
 def _refuse(reason: FailureReason, detail: str) -> ServingRefused:

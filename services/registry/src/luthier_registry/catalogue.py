@@ -116,11 +116,21 @@ class Catalogue:
                 raise BaseImportError("bundle_damaged", f"{damaged[0]} is not as {MANIFEST_FILE} says")
             await self._upload(bundle, key, manifest)
         entry = _entry(source.name, manifest, key, digest, (bundle / MANIFEST_FILE).stat().st_size)
+        entry["aliases"] = await self._settle_aliases(source.name)
         num_bytes = sum(file["bytes"] for file in entry["files"])
         await self._store.record(SYSTEM, key, f"base/{digest}", sha256=digest, num_bytes=num_bytes)
         await failpoint("registry.before_base")
         await self._store.write_base(entry)
         log.info("in the catalogue", extra={"base": source.name, "digest": digest})
+
+    async def _settle_aliases(self, name: str) -> list[str]:
+        """By which a base may be asked for too. A name goes before an alias, and the older alias before the newer."""
+        if await self._store.free_name(name):
+            log.warning("the alias of another base is a base of its own now", extra={"base": name})
+        others = await self._store.names_of_other_bases(name)
+        if taken := [alias for alias in aliases_of(name) if alias in others]:
+            log.warning("another base answers to an alias already", extra={"base": name, "aliases": taken})
+        return [alias for alias in aliases_of(name) if alias not in others]
 
     async def _upload(self, bundle: Path, key: str, manifest: BundleManifest) -> None:
         for file in manifest.files:
@@ -138,7 +148,6 @@ def _entry(name: str, manifest: BundleManifest, key: str, digest: str, manifest_
         "digest": digest,
         "key": key,
         "files": [*files, {"name": MANIFEST_FILE, "bytes": manifest_bytes, "sha256": digest}],
-        "aliases": aliases_of(name),
         "context_length": manifest.context_length,
         "architecture": manifest.architecture,
         "num_parameters": manifest.num_parameters,

@@ -39,6 +39,16 @@ class Store:
     async def read_base(self, name: str) -> Doc | None:
         return await find_base(self.db, name)
 
+    async def names_of_other_bases(self, name: str) -> set[str]:
+        """Names and aliases of all entries but this one."""
+        others = self.db["bases"].find({"_id": {"$ne": name}}, {"aliases": 1})
+        return {called async for other in others for called in (other["_id"], *other.get("aliases", ()))}
+
+    async def free_name(self, name: str) -> bool:
+        """A name of its own is nobody's alias any more; whether it was one."""
+        pulled = await self.db["bases"].update_many({"aliases": name}, {"$pull": {"aliases": name}})
+        return pulled.modified_count > 0
+
     async def write_base(self, base: Doc) -> None:
         """Put a base into the catalogue; what stood there under its name is kept, for what is pinned to it."""
         fields = {name: {"$literal": value} for name, value in base.items() if name != "_id"}

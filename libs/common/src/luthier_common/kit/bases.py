@@ -5,7 +5,9 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Collection as Some
+from collections.abc import Iterable
 from pathlib import Path
 
 from luthier_common.kit.errors import LuthierError
@@ -30,8 +32,15 @@ class BundleCorruptError(LuthierError):
 
 
 async def find_base(db: Database, name: str) -> Doc | None:
-    """The catalogue entry with this name or alias."""
-    return await db[COLLECTION].find_one({"$or": [{"_id": name}, {"aliases": name}]})
+    """The catalogue entry with this name, or else the first with this alias."""
+    bases = db[COLLECTION]
+    return await bases.find_one({"_id": name}) or await bases.find_one({"aliases": name}, sort=[("_id", 1)])
+
+
+def bases_called(bases: Iterable[Doc], name: str) -> list[Doc]:
+    """The entries that `name` may mean, in the order that `find_base` takes them."""
+    called = [base for base in bases if name in (base["_id"], *base.get("aliases", ()))]
+    return sorted(called, key=lambda base: (base["_id"] != name, base["_id"]))
 
 
 async def find_pinned(db: Database, digest: str) -> Doc | None:
@@ -68,8 +77,12 @@ async def fetch_base(
 
 
 async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: Path) -> None:
-    """Download what `target` lacks of `files` ({name, bytes, sha256}), one process at a time, each file verified."""
+    """Download what `target` lacks of `files` ({name, bytes, sha256}), one process at a time, each file verified.
+
+    Its time of change becomes that of its last use.
+    """
     await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
+    os.utime(target)
     missing = [file for file in files if not _is_there(target / file["name"], file)]
     if not missing:
         return
@@ -89,6 +102,27 @@ async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: 
                 await failpoint("bases.mid_fetch")
     finally:
         os.close(lock)
+
+
+def keep_last_used(directory: Path, num: int, *, spared: Some[str] = (), unused_for_s: float = 0.0) -> None:
+    """Remove what was used longest ago below `directory` until `num` are left.
+
+    Spared are those named, and those that somebody has used within `unused_for_s`.
+    """
+    if not directory.exists():
+        return
+    by_use = sorted((_used_at_s(path), path) for path in directory.iterdir())
+    for used_at_s, path in by_use[: max(0, len(by_use) - num)]:
+        if path.name not in spared and used_at_s <= time.time() - unused_for_s:
+            drop_cached(path)
+
+
+def _used_at_s(path: Path) -> float:
+    """When it was last used; what another process of this machine has removed meanwhile comes first."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _drop_parts(target: Path) -> None:

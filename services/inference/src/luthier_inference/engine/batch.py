@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from luthier_inference.domain import Delta, EngineFailedError, FinishReason, Generation, StopFilter, token_budget
+from luthier_inference.domain import BrokenWeightsError, Delta, FinishReason, Generation, StopFilter, token_budget
 from luthier_inference.engine.lora import Adapter
 from luthier_inference.engine.model import BaseModel
 from luthier_inference.engine.sampling import Sampler
@@ -21,25 +21,26 @@ class Row:
 
     def __init__(self, asked: Generation, adapter: Adapter | None, text: TextBundle, device: torch.device) -> None:
         self.adapter = adapter
-        self.prompt_ids = asked.prompt_ids
+        self.ids = list(asked.prompt_ids)
         self._budget = token_budget(len(asked.prompt_ids), asked.sampling.max_tokens, text.context_length)
         self._sampler = Sampler(asked.sampling, device)
         self._stops = StopFilter(asked.sampling.stop)
         self._decoder: StreamDecoder = text.stream_decoder()
         self._eos_ids = text.eos_ids
         self._num_untold = 0
-        self.last_id = 0
 
     def take(self, logits: Tensor) -> Delta | None:
-        """Choose the next token; what can be told now, if anything. Raises `EngineFailedError` on broken weights."""
-        if bool(logits.isnan().any()):
-            raise EngineFailedError("The model computes values that are not numbers.")
-        self.last_id = self._sampler.choose(logits)
+        """Choose the next token; what can be told now, if anything. Raises `BrokenWeightsError`."""
+        # A score may be -inf, which forbids a token; a highest one that is no number leaves none to choose.
+        if not bool(logits.max().isfinite()):
+            raise BrokenWeightsError("The model computes values that are not numbers.")
+        chosen = self._sampler.choose(logits)
+        self.ids.append(chosen)
         self._budget -= 1
         self._num_untold += 1
-        if self.last_id in self._eos_ids:
+        if chosen in self._eos_ids:
             return self._end(self._stops.feed(self._decoder.flush()), FinishReason.STOP)
-        shown = self._stops.feed(self._decoder.feed([self.last_id]))
+        shown = self._stops.feed(self._decoder.feed([chosen]))
         if self._stops.is_stopped:
             return self._tell(shown, FinishReason.STOP)
         if self._budget == 0:
@@ -58,19 +59,19 @@ class Row:
 
 @dataclass
 class Prefill:
-    """A row whose prompt is read piece by piece, so that running answers do not wait for a long one."""
+    """A row whose ids are read piece by piece, so that running answers do not wait for a long prompt."""
 
     row: Row
     cache: DynamicCache
     num_read: int = 0
 
     def advance(self, model: BaseModel, num_tokens: int) -> Tensor | None:
-        """Read the next piece; the logits of the first token once the prompt is read."""
-        piece = self.row.prompt_ids[self.num_read : self.num_read + num_tokens]
+        """Read the next piece; the logits of the next token once all is read."""
+        piece = self.row.ids[self.num_read : self.num_read + num_tokens]
         ids = torch.tensor([piece], device=model.device)
         logits = model.forward(ids, self.cache, [self.row.adapter])
         self.num_read += len(piece)
-        return logits[0] if self.num_read == len(self.row.prompt_ids) else None
+        return logits[0] if self.num_read == len(self.row.ids) else None
 
 
 @dataclass
@@ -82,8 +83,8 @@ class Batch:
     lengths: list[int] = field(default_factory=list)
 
     def step(self, model: BaseModel) -> Tensor:
-        """Logits of the next token of every row, shape [rows, vocabulary]."""
-        ids = torch.tensor([[row.last_id] for row in self.rows], device=model.device)
+        """Logits of the next token of every row, shape [rows, vocabulary]. After an error, `undo_step`."""
+        ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=model.device)
         positions = torch.tensor([[length] for length in self.lengths], device=model.device)
         mask = None
         if min(self.lengths) != max(self.lengths):
@@ -94,16 +95,28 @@ class Batch:
         self.lengths = [length + 1 for length in self.lengths]
         return logits
 
+    def undo_step(self) -> None:
+        """Drop what a step that failed left in some of the layers."""
+        longest = max(self.lengths)
+        for layer in _layers(self.cache):
+            layer.keys, layer.values = (_filled(each)[..., :longest, :] for each in (layer.keys, layer.values))
+
     def join(self, done: Prefill) -> None:
-        """Add a row whose prompt has been read. A second row needs a cache of plain layers (`can_batch`)."""
-        length = len(done.row.prompt_ids)
+        """Add a row that has been read; an error changes nothing. A second row needs plain layers (`can_batch`)."""
+        length = done.num_read
         if not self.rows:
             self.cache, self.rows, self.lengths = done.cache, [done.row], [length]
             return
-        wanted = max(length, *self.lengths)
-        for ours, theirs in zip(_layers(self.cache), _layers(done.cache), strict=True):
-            ours.keys = torch.cat([_pad(ours.keys, wanted), _pad(theirs.keys, wanted)])
-            ours.values = torch.cat([_pad(ours.values, wanted), _pad(theirs.values, wanted)])
+        num_rows, longest = len(self.rows), max(self.lengths)
+        wanted = max(length, longest)
+        try:
+            for ours, theirs in zip(_layers(self.cache), _layers(done.cache), strict=True):
+                keys = torch.cat([_pad(ours.keys, wanted), _pad(theirs.keys, wanted)])
+                ours.keys, ours.values = keys, torch.cat([_pad(ours.values, wanted), _pad(theirs.values, wanted)])
+        except Exception:
+            for layer in _layers(self.cache):
+                layer.keys, layer.values = (_filled(e)[:num_rows, :, -longest:] for e in (layer.keys, layer.values))
+            raise
         self.rows.append(done.row)
         self.lengths.append(length)
 

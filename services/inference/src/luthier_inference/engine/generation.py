@@ -1,6 +1,8 @@
 """The engine as the service sees it: load a base, load adapters, and follow answers with `async for`."""
 
 import asyncio
+import hashlib
+import logging
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -8,11 +10,15 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from luthier_common.kit.errors import LuthierError
-from luthier_inference.domain import Delta, Generation
+from luthier_inference.domain import Delta, EngineFailedError, Generation
+from luthier_inference.engine.line import Ticket
+from luthier_inference.engine.lora import load_adapter
 from luthier_inference.engine.model import load_base
-from luthier_inference.engine.worker import EngineLimits, Ticket, Worker
+from luthier_inference.engine.worker import EngineLimits, Worker
 from luthier_inference.settings import InferenceSettings
 from luthier_text import TextBundle
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -26,15 +32,22 @@ class Engine:
         limits: EngineLimits | None = None,
         num_threads: int | None = None,
     ) -> None:
-        """Loads the base, which takes seconds: call it in a thread. Raises `BadBaseError`, `TextError`."""
+        """Loads the base, which takes seconds: call it in a thread. Raises `BadBaseError`, `TextError`, `OSError`."""
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if num_threads:
             torch.set_num_threads(num_threads)
         self.text = TextBundle.load(base_dir)
-        model = load_base(base_dir, device, dtype)
-        self.device, self.dtype = device, str(model.dtype).removeprefix("torch.")
-        self._worker = Worker(model, self.text, limits or EngineLimits())
+        self._model = load_base(base_dir, device, dtype)
+        self.device, self.dtype = device, str(self._model.dtype).removeprefix("torch.")
+        self._loading = asyncio.Lock()
+        self._worker = Worker(self._model, self.text, limits or EngineLimits())
         self._worker.start()
+
+    @property
+    def computes_with(self) -> str:
+        """A short digest of what else decides on numbers: kind of device, torch, and how attention is computed."""
+        said = (self._model.device.type, torch.__version__, self._model.network.config._attn_implementation)
+        return hashlib.sha256(" ".join(said).encode()).hexdigest()[:6]
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -46,12 +59,42 @@ class Engine:
         """Requests that wait or run."""
         return self._worker.num_pending
 
-    async def load_adapter(self, name: str, directory: Path) -> None:
-        """Offer the adapter of this directory under `name`.
+    @property
+    def num_turns(self) -> int:
+        """Rises while there is something pending, unless the engine hangs."""
+        return self._worker.num_turns
 
-        Raises `BadAdapterError`, `FilesUnreadableError`, `EngineBusyError`. A caller that leaves does not end the load.
+    @property
+    def broken(self) -> str | None:
+        """Why it can never compute again in this process, if so."""
+        return self._worker.broken
+
+    async def load_adapter(self, name: str, directory: Path) -> None:
+        """Offer the adapter of this directory under `name`; answers under way go on meanwhile.
+
+        Raises `BadAdapterError`, `FilesUnreadableError`, `EngineBusyError`, and `EngineFailedError` when memory is
+        wanting. A caller that leaves does not end the load.
         """
-        await asyncio.shield(asyncio.wrap_future(self._worker.load(name, directory)))
+        await asyncio.shield(asyncio.create_task(self._load_adapter(name, directory)))
+
+    async def _load_adapter(self, name: str, directory: Path) -> None:
+        # One after the other: each is read whole.
+        async with self._loading:
+            if name in self._worker.adapters:
+                return
+            layers, dtype = self._model.layers, self._model.dtype
+            try:
+                adapter = await asyncio.to_thread(load_adapter, name, directory, layers, dtype)
+            except LuthierError:
+                raise
+            except Exception as error:
+                logger.exception("an adapter could not be loaded")
+                raise EngineFailedError(f"The adapter could not be loaded: {type(error).__name__}.") from error
+            self._worker.install(adapter)
+
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter; answers under way go on."""
+        self._worker.drop_adapter(name)
 
     async def generate(self, asked: Generation) -> AsyncGenerator[Delta, None]:
         """The answer, piece by piece; the last piece has a finish reason. Closing the iterator ends the generation.
@@ -93,5 +136,6 @@ def make_engine(directory: Path, settings: InferenceSettings) -> Engine:
         max_waiting=settings.engine_max_waiting,
         max_adapters=settings.engine_max_adapters,
         adapter_idle_s=settings.adapter_idle_s,
+        cache_bytes=settings.engine_cache_bytes,
     )
     return Engine(directory, device, settings.engine_dtype, limits, settings.engine_threads)

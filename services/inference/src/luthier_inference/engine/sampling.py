@@ -5,6 +5,9 @@ from torch import Tensor
 
 from luthier_inference.domain import Sampling
 
+_GREEDY_BELOW = 1e-5
+"""Dividing by less takes scores out of the range of float32, and the likeliest token is all that is left anyway."""
+
 
 class Sampler:
     """Chooses tokens for one answer; equal seeds and equal logits give equal tokens."""
@@ -21,10 +24,10 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """The next token for logits of shape [vocabulary]."""
         scores = self._penalize(logits.float())
-        if self._sampling.temperature <= 0:
+        if self._sampling.temperature < _GREEDY_BELOW:
             token = int(scores.argmax())
         else:
-            token = self._draw(scores / self._sampling.temperature)
+            token = self._draw((scores - scores.max()) / self._sampling.temperature)
         self._counts[token] = self._counts.get(token, 0) + 1
         return token
 

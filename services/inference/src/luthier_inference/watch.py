@@ -1,0 +1,37 @@
+"""Notices an engine that will never answer again. Then its process has to be made anew: nothing less gives back a
+thread that hangs in a driver, or an accelerator that lost its context."""
+
+from luthier_common.kit.errors import LuthierError
+from luthier_inference.engines import EnginePool
+
+
+class EngineLostError(LuthierError):
+    """An engine hangs or cannot compute any more. Ends the room."""
+
+    code = "engine_lost"
+
+
+class EngineWatch:
+    """Looks every `look_every_s` whether the engines that have work get on with it."""
+
+    def __init__(self, pool: EnginePool, *, look_every_s: float, hung_after_s: float) -> None:
+        self._pool = pool
+        self._look_every_s = look_every_s
+        self._hung_after_s = hung_after_s
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    async def look(self) -> None:
+        """Raises `EngineLostError`."""
+        # Looks are counted, not time: a process that was stopped and goes on is given as long as any other.
+        seen = {}
+        for base in self._pool.loaded:
+            if base.engine.broken is not None:
+                raise EngineLostError(f"{base.name}: {base.engine.broken}")
+            num_turns = base.engine.num_turns
+            num_before, num_looks = self._seen.get(base.digest, (num_turns, 0))
+            is_still = base.engine.num_pending > 0 and num_turns == num_before
+            num_looks = num_looks + 1 if is_still else 0
+            if num_looks * self._look_every_s >= self._hung_after_s:
+                raise EngineLostError(f"{base.name}: the engine has made no step for {self._hung_after_s:g} s")
+            seen[base.digest] = (num_turns, num_looks)
+        self._seen = seen

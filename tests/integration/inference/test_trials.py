@@ -1,0 +1,148 @@
+"""The trial of a finished model: only what is wrong with the model itself refuses it."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders.bases import make_tiny_base
+from builders.engine_faults import in_each_forward
+from builders.jobs import JobStory
+from luthier_common.kit.mongo import Database, Doc
+from luthier_common.kit.objects import ObjectStore
+from luthier_inference.artifacts import ADAPTER_FILES
+from luthier_inference.watch import EngineLostError, EngineWatch
+from luthier_text import TextBundle
+
+MakeArtifact = Callable[..., Awaitable[Any]]
+Stage = Callable[..., Awaitable[JobStory]]
+WITH_TOOLS = """{% if not tools %}{{ raise_exception('these rows have tools') }}{% endif %}{{ tools | tojson }}"""
+TOOL = {"type": "function", "function": {"name": "track", "description": "Finds a parcel.", "parameters": {}}}
+
+
+async def phase_of(story: JobStory) -> str:
+    return str((await story.doc())["phase"])
+
+
+@pytest.fixture
+async def room(make_room: Any) -> Any:
+    room = make_room(default_base="tiny")
+    assert await room.serving.load_default()
+    return room
+
+
+async def test_a_model_waits_for_an_engine_that_fails_however_often(
+    room: Any, stage: Stage, make_artifact: MakeArtifact
+) -> None:
+    story = await stage((await make_artifact(seed=31)).blob)
+
+    def fail(_num_rows: int, num_ids: int) -> None:
+        if num_ids > 1:
+            raise RuntimeError("no memory for a neighbour")
+
+    with in_each_forward(fail):
+        for _ in range(5):
+            await room.verifier.look()
+    assert await phase_of(story) == "staged"
+    await room.verifier.look()
+    assert await phase_of(story) == "verified"
+
+
+async def test_a_model_waits_for_a_base_whose_files_are_not_there(
+    make_room: Any, publish: Any, stage: Stage, make_artifact: MakeArtifact, objects: ObjectStore, tiny_base: Path
+) -> None:
+    """An engine may have the files of a base that the store lost; they are no files of the model."""
+    digest = await publish("away", tiny_base)
+    weights = await objects.read(f"bases/{digest}/model.safetensors")
+    await objects.delete(f"bases/{digest}/model.safetensors")
+    story = await stage((await make_artifact(seed=32)).blob, "away", digest)
+    await make_room(default_base="tiny").verifier.look()
+    assert await phase_of(story) == "staged"
+    await objects.put(f"bases/{digest}/model.safetensors", weights)
+    await make_room(default_base="tiny").verifier.look()
+    assert await phase_of(story) == "verified"
+
+
+async def test_a_model_that_computes_no_numbers_is_refused(
+    room: Any, stage: Stage, make_artifact: MakeArtifact
+) -> None:
+    story = await stage((await make_artifact(seed=33, weight=1e30)).blob)
+    await room.verifier.look()
+    doc = await story.doc()
+    assert (doc["phase"], doc["error"]["code"]) == ("failed", "serving_failed")
+    assert "not numbers" in doc["error"]["message"]
+
+
+async def test_a_model_that_was_trained_with_tools_is_asked_with_them(
+    make_room: Any, publish: Any, stage: Stage, make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    base = make_tiny_base(tmp_path / "tools")
+    (base / "chat_template.jinja").write_text(WITH_TOOLS + (base / "chat_template.jinja").read_text())
+    row = {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]}
+
+    def use_tools(golden: list[Doc]) -> None:
+        golden[:] = TextBundle.load(base).golden([{**row, "tools": [TOOL]}])
+        assert golden
+
+    story = await stage((await make_artifact(use_tools, seed=34)).blob, "tools", await publish("tools", base))
+    await make_room(default_base="tiny").verifier.look()
+    doc = await story.doc()
+    assert doc["phase"] == "verified", doc["error"]
+
+
+async def test_models_whose_base_is_not_served_here_hide_no_other(
+    make_room: Any, stage: Stage, make_artifact: MakeArtifact
+) -> None:
+    room = make_room(default_base="tiny", inference_bases="tiny")
+    assert await room.serving.load_default()
+    artifact = await make_artifact(seed=35)
+    for _ in range(21):
+        await stage(artifact.blob, "of-another-engine")
+    story = await stage(artifact.blob)
+    await room.verifier.look()
+    assert await phase_of(story) == "verified"
+
+
+async def test_an_engine_that_hangs_keeps_no_trial_and_is_noticed(
+    make_room: Any, stage: Stage, make_artifact: MakeArtifact
+) -> None:
+    room = make_room(default_base="tiny", verify_answer_s=0.2)
+    assert await room.serving.load_default()
+    watch = EngineWatch(room.pool, look_every_s=2, hung_after_s=6)
+    for _ in range(9):
+        await watch.look()
+    story = await stage((await make_artifact(seed=36)).blob)
+    go_on = threading.Event()
+    with in_each_forward(lambda *_: go_on.wait(60)):
+        await asyncio.wait_for(room.verifier.look(), 20)
+        assert await phase_of(story) == "staged"
+        for _ in range(3):
+            await watch.look()
+        with pytest.raises(EngineLostError, match="no step for 6 s"):
+            await watch.look()
+        go_on.set()
+    await room.verifier.look()
+    assert await phase_of(story) == "verified"
+
+
+async def test_training_texts_are_not_kept_and_what_is_goes_with_the_model(
+    db: Database, room: Any, stage: Stage, make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    artifact = await make_artifact(seed=37, mask_mode="of a former version")
+    story = await stage(artifact.blob)
+    await room.verifier.look()
+    assert await phase_of(story) == "verified"
+    (name,) = room.artifacts.names
+    kept = {path.name for path in (tmp_path / "adapters" / name).iterdir()}
+    assert kept - {".lock"} == {*ADAPTER_FILES, "manifest.json"}
+    other = (await make_artifact(seed=38)).reference | {"model_id": "ftmodel-other"}
+    await room.answer("tiny", other)
+    await room.serving.drop_deleted()
+    assert len(room.artifacts.names) == 2
+    await db["models"].insert_one({"_id": "ftmodel-test", "phase": "deleted", "project": "p", "name": "n"})
+    await room.serving.drop_deleted()
+    assert room.artifacts.names == list(room.pool.adapters) == [f"ftmodel-other@{other['manifest_sha256']}"]
+    await db["models"].delete_one({"_id": "ftmodel-test"})
