@@ -86,7 +86,8 @@ class Rooms:
         return await create(self.db, f.JobCreated(spec=spec), self.job_id, fields, actor=ACTOR)
 
     async def join_node(self) -> None:
-        await self.trainer.join("cpu", [{"index": n, "gpu": None, "holder": None} for n in range(NUM_SLOTS)])
+        slots = [{"index": n, "gpu": None, "holder": None} for n in range(NUM_SLOTS)]
+        assert await self.trainer.join("cpu", slots, home="home", ttl_s=30.0) is None
 
     def deed(self, name: str) -> Deed | None:
         """This deed, on a document as somebody has seen it: mostly the last, at times an old one.
@@ -265,8 +266,11 @@ class Rooms:
         jobs = await self.trainer.read_jobs([claim.job_id for claim in claims])
         for claim in claims:
             assert now is not None
-            if judge(claim, jobs.get(claim.job_id), self.node, now, ttl_s) is Verdict.FREE:
-                await self.trainer.free(claim)
+            match judge(claim, jobs.get(claim.job_id), self.node, now, ttl_s):
+                case Verdict.FREE:
+                    await self.trainer.free(claim)
+                case Verdict.WITHDRAW:
+                    await self.trainer.withdraw(claim)
 
     async def misplaced(self, doc: Doc) -> list[str]:
         """Slots that are not as the job needs them: those of a placed run are its own."""

@@ -14,6 +14,7 @@ from luthier_common.journal.relay import envelope_of
 from luthier_common.journal.rows import event_row
 from luthier_trainer.checkpoints import ADAPTER_FILES, STATE_FILES, seal, staged
 from luthier_trainer.domain import Assignment, assignment_of, claims_of
+from luthier_trainer.insisting import Insist
 from luthier_trainer.preparation import Preparation
 from luthier_trainer.protocol import RunSpec
 from luthier_trainer.store import Store
@@ -45,7 +46,7 @@ class Saved:
             digest = seal(staging, "checkpoint", job_id or self.story.id, attempt, step, {})
         store = Store(self.world.db, NODE)
         blob = await upload_directory(
-            store, self.world.objects, await self.run(), directory, self.key(step, attempt), digest
+            store, self.world.objects, await self.run(), directory, self.key(step, attempt), digest, Insist(0.0)
         )
         return f.CheckpointSaved(step=step, attempt=attempt, blob=blob)
 

@@ -49,6 +49,11 @@ class World(NamedTuple):
         }
         return TrainerSettings(**(values | changes))
 
+    async def join(self, store: Store, device: str = "cpu", num_slots: int = 1, home: str = "home") -> None:
+        """What a trainer of this store does first."""
+        slots = [{"index": index, "gpu": None, "holder": None} for index in range(num_slots)]
+        assert await store.join(device, slots, home=home, ttl_s=2.0) is None
+
     def supervisor(self, **changes: Any) -> Supervisor:
         settings = self.settings(**changes)
         workplace = Workplace(settings.home, NODE)
@@ -85,8 +90,8 @@ class World(NamedTuple):
         )
         assert done.applied, done.outcome
 
-    async def claim(self, job_id: str, attempt: int, slot: int = 0) -> None:
-        holder = {"job": job_id, "attempt": attempt, "claim": "c", "claimed_at": "$$NOW"}
+    async def claim(self, job_id: str, attempt: int, slot: int = 0, token: str = "c") -> None:
+        holder = {"job": job_id, "attempt": attempt, "claim": token, "claimed_at": "$$NOW"}
         is_meant = {"$eq": ["$$slot.index", slot]}
         held = {"$cond": [is_meant, {"$mergeObjects": ["$$slot", {"holder": holder}]}, "$$slot"]}
         taken = await self.db["nodes"].update_one(

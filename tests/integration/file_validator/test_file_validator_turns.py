@@ -1,11 +1,13 @@
 """One project's work, however much and however long, does not keep the others' from being done."""
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from builders.bases import chat_row
 from builders.jobs import JobStory, make_spec
@@ -14,19 +16,28 @@ from luthier_common.kit import leases
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database, Doc
 from luthier_file_validator.store import PAGE
-from luthier_file_validator.workers import Waiting, Workers
+from luthier_file_validator.workers import LARGE_BYTES, Waiting, Workers
 
 MANY = PAGE + 1
 ROWS = b"".join(json.dumps(chat_row(f"Parcel {n}?", f"It arrives on day {n}.")).encode() + b"\n" for n in range(12))
+
+
+class HandClock(SystemClock):
+    now_s = 1000.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
 
 
 class Office:
     """Workers that are offered the same checks at every look; each lasts until it is let go."""
 
     def __init__(self, db: Database, limit: int) -> None:
-        self.workers = Workers(db, SystemClock(), "one", asyncio.Event(), claim_ttl_s=15.0, limit=limit)
+        self.clock = HandClock()
+        self.workers = Workers(db, self.clock, "one", asyncio.Event(), claim_ttl_s=15.0, limit=limit)
         self.ends: dict[str, asyncio.Event] = {}
         self.begun: list[str] = []
+        self.num_failed = 0
 
     async def look(self, *names: str, begun: int) -> None:
         """Offer what has not begun, until so many have."""
@@ -38,11 +49,24 @@ class Office:
         async def offered() -> bool:
             for name in names:
                 if name not in self.begun:
-                    self.workers.offer(Waiting(name, name[0], lambda name=name: work(name)))  # type: ignore[misc]
+                    num_bytes = LARGE_BYTES + 1 if name.endswith("large") else LARGE_BYTES
+                    self.workers.offer(Waiting(name, name[0], num_bytes, lambda name=name: work(name)))  # type: ignore[misc]
             self.workers.start()
             return len(self.begun) >= begun
 
         await until(offered, what=f"{begun} checks begin")
+
+    async def fail(self, name: str, error: Exception) -> None:
+        """Offer work that fails, and see it to its end."""
+
+        async def work() -> None:
+            self.num_failed += 1
+            raise error
+
+        self.workers.offer(Waiting(name, name[0], 1, work))
+        self.workers.start()
+        if (task := self.workers._running.get(name)) is not None:
+            await task
 
 
 @pytest.fixture
@@ -80,6 +104,61 @@ async def test_what_is_offered_twice_before_a_start_is_done_once(open_office: Ca
     office = open_office(4)
     await office.look("a1", "a1", "b1", begun=2)
     assert sorted(office.begun) == ["a1", "b1"]
+
+
+async def test_a_large_file_leaves_a_place_to_small_ones_of_its_own_project(
+    open_office: Callable[[int], Office],
+) -> None:
+    office = open_office(2)
+    await office.look("a-large", "a-larger-large", "a-small", begun=2)
+    assert office.begun == ["a-large", "a-small"]
+    office.ends["a-small"].set()
+    await office.look("a-larger-large", "a-small-2", "b-small", begun=3)
+    assert office.begun[2] == "b-small", "then it is another project's turn"
+
+
+async def test_large_files_leave_a_place_to_small_ones(
+    open_office: Callable[[int], Office],
+) -> None:
+    office = open_office(2)
+    await office.look("a-large", begun=1)
+    await office.look("b-large", "b-larger-large", "b-small", begun=2)
+    assert office.begun == ["a-large", "b-small"]
+    office.ends["b-small"].set()
+    await office.look("b-large", "c-small", begun=3)
+    assert office.begun[2] == "c-small"
+    for name in ("a-large", "c-small"):
+        office.ends[name].set()
+    await office.look("b-large", begun=4)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("cannot be read")])
+async def test_what_fails_rests_longer_each_time_until_it_goes_well(
+    open_office: Callable[[int], Office], error: Exception
+) -> None:
+    office = open_office(2)
+    for num_failed, rest_s in ((1, 5), (2, 10), (3, 20)):
+        await office.fail("a1", error)
+        assert office.num_failed == num_failed
+        office.clock.now_s += rest_s - 1
+        await office.fail("a1", error)
+        assert office.num_failed == num_failed, "it rests"
+        await office.look("b1", begun=1)
+        office.clock.now_s += 1
+    await office.look("a1", begun=2)
+    office.ends["a1"].set()
+    await office.workers._running["a1"]
+    for _ in range(2):
+        await office.fail("a1", error)
+        office.clock.now_s += 5
+    assert office.num_failed == 5, "after a success the first rest is a short one again"
+
+
+async def test_while_the_database_is_away_nothing_rests(open_office: Callable[[int], Office]) -> None:
+    office = open_office(1)
+    for _ in range(3):
+        await office.fail("a1", AutoReconnect("connection closed"))
+    assert office.num_failed == 3
 
 
 async def test_a_file_behind_a_hundred_that_cannot_be_read_now_gets_its_verdict(

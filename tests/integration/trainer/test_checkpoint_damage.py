@@ -17,6 +17,7 @@ from luthier_common.kit.mongo import open_mongo
 from luthier_common.kit.objects import S3Access, open_objects
 from luthier_trainer.checkpoints import ADAPTER_FILES, MANIFEST_FILE, STATE_FILES
 from luthier_trainer.domain import AttemptOverError
+from luthier_trainer.insisting import Insist
 from luthier_trainer.preparation import Preparation
 from luthier_trainer.protocol import RunSpec
 from luthier_trainer.store import Store
@@ -244,6 +245,6 @@ async def test_bytes_that_changed_on_the_way_are_not_named(saved: Saved, tmp_pat
     with pytest.raises(OSError, match=r"optimizer\.pt changed"):
         await upload_directory(
             Store(saved.world.db, NODE), saved.world.objects, await saved.run(), tmp_path / "rotten",
-            saved.key(8, attempt=3), "0" * 64,
+            saved.key(8, attempt=3), "0" * 64, Insist(0.0),
         )  # fmt: skip
     assert await saved.world.objects.head(saved.key(8, attempt=3) + MANIFEST_FILE) is None

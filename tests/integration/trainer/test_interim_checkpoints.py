@@ -22,7 +22,7 @@ EPOCH_END = 3
 @pytest.fixture
 async def story(world: World) -> JobStory:
     store = Store(world.db, NODE)
-    await store.join("cpu", [{"index": 0, "gpu": None, "holder": None}])
+    await world.join(store)
     await store.renew()
     made = await world.job(validation_file=None)
     await world.place(made)

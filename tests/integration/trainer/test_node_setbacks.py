@@ -2,7 +2,6 @@
 
 import errno
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,7 +62,7 @@ async def test_a_step_longer_than_the_time_to_stop_is_no_crash(world: World) -> 
 
 
 async def test_a_child_that_others_kill_is_a_crash_and_its_node_remembers(world: World) -> None:
-    async with working(node_with(world, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")):
+    async with working(node_with(world, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")) as node:
         story = await world.job()
         await world.place(story)
         assert (await story.reach("waiting"))["strikes"] == 1
@@ -73,7 +72,7 @@ async def test_a_child_that_others_kill_is_a_crash_and_its_node_remembers(world:
             return list((node.get("struck") or {}).get("jobs", []))
 
         assert await until(jobs_that_failed, what="the node's memory") == [story.id]
-        await Store(world.db, NODE).free(Claim(story.id, 1, (0,), None), works=False)
+        await node._store.free(Claim(story.id, 1, (0,), None), works=False)
         assert await jobs_that_failed() == [story.id], "one run counts once"
 
 
@@ -111,20 +110,21 @@ async def test_a_full_disk_gives_the_slots_back_at_once(world: World, monkeypatc
 
 async def test_a_claim_that_never_ran_is_not_billed_and_does_not_bend_the_bill_of_one_that_did(world: World) -> None:
     store = Store(world.db, NODE)
-    await store.join("cpu", [{"index": 0, "gpu": None, "holder": None}])
+    await world.join(store)
     story = await world.job()
 
-    async def free_what_is_claimed(token: str) -> Claim:
+    async def claimed() -> Claim:
         slots, _ = await store.read_slots() or ([], None)
         (claim,) = claims_of(slots)
-        await store.free(replace(claim, token=token))
         return claim
 
-    await world.claim(story.id, 1)
-    await free_what_is_claimed("first")
+    await world.claim(story.id, 1, token="first")
+    await store.withdraw(await claimed())
+    assert await world.holder() is None
     assert await world.db["usage"].count_documents({}) == 0
     await world.place(story)
-    claim = await free_what_is_claimed("second")
+    claim = await claimed()
+    await store.free(claim)
     (row,) = await world.db["usage"].find({}).to_list(None)
     assert (row["job"], row["attempt"], row["from"]) == (story.id, 1, claim.claimed_at)
     assert row["from"] <= row["to"]
@@ -133,7 +133,7 @@ async def test_a_claim_that_never_ran_is_not_billed_and_does_not_bend_the_bill_o
 async def test_a_slot_whose_device_is_gone_takes_no_other_job(world: World) -> None:
     """A trainer died with two runs; when it comes back one of its devices is not there any more."""
     store = Store(world.db, NODE)
-    await store.join("gpu", [{"index": index, "gpu": None, "holder": None} for index in range(2)])
+    await world.join(store, "gpu", num_slots=2)
     stories = [await world.job(), await world.job()]
     for slot, story in enumerate(stories):
         await world.place(story, slot=slot)
@@ -167,3 +167,17 @@ async def test_no_run_begins_on_a_node_that_has_begun_to_stop(world: World, monk
     await node.look()
     assert not node._runs
     assert (await story.doc())["phase"] == "placed"
+
+
+async def test_a_claim_that_was_made_again_is_not_withdrawn_with_the_old_one(world: World) -> None:
+    """A scheduler claims, stalls for long, and goes on just when the node takes the claim back."""
+    store = Store(world.db, NODE)
+    await world.join(store)
+    story = await world.job()
+    await world.claim(story.id, 1, token="old")
+    slots, _ = await store.read_slots() or ([], None)
+    (old,) = claims_of(slots)
+    await world.db["nodes"].update_one({"_id": NODE}, {"$set": {"slots.0.holder": None}})
+    await world.place(story)
+    await store.withdraw(old)
+    assert (await world.holder() or {})["job"] == story.id

@@ -14,7 +14,7 @@ from luthier_trainer.transfers import METRICS_FILE, upload_run_file
 
 async def test_the_series_of_a_run_is_noted_before_it_is_stored(world: World, tmp_path: Path) -> None:
     store = Store(world.db, NODE)
-    await store.join("cpu", [{"index": 0, "gpu": None, "holder": None}])
+    await world.join(store)
     await store.renew()
     story = await world.job(validation_file=None)
     await world.place(story)

@@ -66,6 +66,12 @@ def test_small_jobs_do_not_starve_a_large_one() -> None:
     assert [wait.job_id for wait in decision.waits] == ["ftjob-1", "ftjob-2", "ftjob-3"]
 
 
+def test_only_the_first_job_that_waits_keeps_a_node_and_small_jobs_use_the_others() -> None:
+    jobs = [a_job(1, num_slots=4), a_job(2, num_slots=4), a_job(3)]
+    nodes = [a_node("a", 4, free=(2, 3)), a_node("b", 4, free=(3,))]
+    assert placed(jobs, nodes) == {"ftjob-3": ("b", (3,))}
+
+
 def test_a_job_that_can_never_fit_holds_nobody_up() -> None:
     assert placed([a_job(1, num_slots=9), a_job(2)], [a_node("n")]) == {"ftjob-2": ("n", (0,))}
 

@@ -18,7 +18,6 @@ from luthier_trainer.domain import (
     run_failed,
     tells_of_node,
     thin,
-    was_used,
 )
 from luthier_trainer.inventory import find_slots, merge_slots, pick_visible
 from luthier_trainer.protocol import Failed, Step
@@ -48,11 +47,12 @@ def make_job(**changes: Any) -> dict[str, Any]:
         (CLAIM, make_job(phase="cancelled"), Verdict.FREE),
         (CLAIM, make_job(attempt=3), Verdict.FREE),
         (CLAIM, make_job(attempt=1, phase="waiting"), Verdict.WAIT),
-        (OLD, make_job(attempt=1, phase="waiting"), Verdict.FREE),
+        (OLD, make_job(attempt=1, phase="waiting"), Verdict.WITHDRAW),
+        (OLD, make_job(attempt=3), Verdict.FREE),
         (CLAIM, None, Verdict.WAIT),
-        (OLD, None, Verdict.FREE),
+        (OLD, None, Verdict.WITHDRAW),
         (CLAIM, make_job(members=[{"node": "n2", "slots": [0]}]), Verdict.WAIT),
-        (OLD, make_job(members=[{"node": "n1", "slots": [1]}]), Verdict.FREE),
+        (OLD, make_job(members=[{"node": "n1", "slots": [1]}]), Verdict.WITHDRAW),
     ],
 )
 def test_a_claim_calls_for(claim: Claim, job: dict[str, Any] | None, verdict: Verdict) -> None:
@@ -70,6 +70,21 @@ def test_slots_of_one_attempt_are_one_claim() -> None:
     held = {"job": "ftjob-1", "attempt": 2, "claim": "c", "claimed_at": NOW}
     slots = [{"index": 0, "holder": held}, {"index": 1, "holder": None}, {"index": 2, "holder": held}]
     assert claims_of(slots) == [Claim("ftjob-1", 2, (0, 2), NOW, "c")]
+
+
+def test_a_claim_names_its_slots_in_the_order_of_the_job_that_was_placed() -> None:
+    """The node lists its GPUs as `CUDA_VISIBLE_DEVICES` does: here 2 before 0."""
+    held = {"job": "ftjob-1", "attempt": 2, "claim": "c", "claimed_at": NOW}
+    (claim,) = claims_of([{"index": 2, "holder": held}, {"index": 0, "holder": held}])
+    job = make_job(members=[{"node": "n1", "slots": [0, 2], "rank": 0}])
+    assert judge(claim, job, "n1", NOW, 30.0) is Verdict.START
+
+
+def test_what_another_scheduler_claimed_for_the_same_attempt_keeps_no_run_from_starting() -> None:
+    placed, stray = ({"job": "ftjob-1", "attempt": 2, "claim": name, "claimed_at": NOW} for name in "ps")
+    claims = claims_of([{"index": 0, "holder": placed}, {"index": 1, "holder": stray}])
+    verdicts = [judge(claim, make_job(), "n1", NOW + timedelta(seconds=60), 30.0) for claim in claims]
+    assert verdicts == [Verdict.START, Verdict.WITHDRAW]
 
 
 def test_a_node_that_is_to_have_gpus_never_offers_its_cpu() -> None:
@@ -143,14 +158,6 @@ def test_whose_fault_it_is_says_whether_it_is_tried_again() -> None:
     told = failure_of(Failed(reason="row_too_long", message="line 3", retryable=False))
     assert (told.problem.code, told.problem.message, told.retryable) == ("row_too_long", "line 3", False)
     assert failure_of(Failed(reason="from_the_future", message="", retryable=True)).problem.code == "internal_error"
-
-
-def test_only_a_claim_that_was_placed_is_billed() -> None:
-    assert was_used(CLAIM, make_job(phase="cancelled"), "n1")
-    assert was_used(CLAIM, make_job(attempt=3), "n1"), "where attempt 2 ran is no longer said"
-    assert not was_used(CLAIM, make_job(attempt=1, phase="waiting"), "n1")
-    assert not was_used(CLAIM, make_job(members=[{"node": "n2", "slots": [0]}]), "n1")
-    assert not was_used(CLAIM, None, "n1")
 
 
 def test_a_run_tells_of_its_node_whether_it_works() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier_trainer.memory import OomKills, count_oom_kills
+from luthier_trainer.memory import OomKills, count_oom_kills, warn_of_group_kills
 
 IN_CONTAINER = ("0::/\n", "sys/fs/cgroup/memory.events")
 ON_HOST = ("0::/system.slice/luthier.service\n", "sys/fs/cgroup/system.slice/luthier.service/memory.events")
@@ -33,6 +33,19 @@ def test_a_kill_for_memory_explains_the_end(tmp_path: Path, groups: str, counter
 def test_where_nothing_is_counted_nothing_is_explained(tmp_path: Path) -> None:
     assert count_oom_kills(tmp_path) is None
     assert not OomKills(tmp_path).explains(-9)
+
+
+@pytest.mark.parametrize(("oom_group", "num_warnings"), [("1\n", 1), ("0\n", 0), (None, 0)])
+def test_the_trainer_says_when_one_run_would_end_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, oom_group: str | None, num_warnings: int
+) -> None:
+    """The kubelet sets memory.oom.group in each container, from 1.28 on, unless it is told not to."""
+    write_count(tmp_path, *IN_CONTAINER, 0)
+    if oom_group is not None:
+        (tmp_path / "sys/fs/cgroup/memory.oom.group").write_text(oom_group)
+    warn_of_group_kills(tmp_path)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * num_warnings
+    assert all("singleProcessOOMKill: true" in record.message for record in caplog.records)
 
 
 def test_this_machine_can_be_read() -> None:

@@ -78,8 +78,10 @@ class Checker:
     ) -> CheckReport | Problem:
         """The report of a stored file, or the problem that kept it from being read to its end.
 
-        CheckFaultError when the machine kept it from that, which is a problem only after some tries.
+        CheckFaultError when the machine kept it from that, which is a problem only after some tries, or has no room.
         """
+        self._require_room(file["bytes"])
+        time_factor = self._settings.time_factor(file["bytes"])
         with TemporaryDirectory(dir=self._scratch) as name:
             folder = Path(name)
             try:
@@ -95,13 +97,13 @@ class Checker:
                 max_examples=max_examples,
                 max_findings=self._settings.max_findings,
                 memory_bytes=self._settings.check_memory_bytes,
-                cpu_s=self._settings.check_cpu_s,
+                cpu_s=int(self._settings.check_cpu_s * time_factor),
                 file_role=file_role,
                 bundle=str(bundle) if bundle is not None else None,
                 max_length=max_length,
                 on_overlength=on_overlength,
             )
-            report = await run_check(spec, folder, wall_s=self._settings.check_wall_s)
+            report = await run_check(spec, folder, wall_s=self._settings.check_wall_s * time_factor)
         if report is Crash.INTERNAL:
             if not await self._store.count_fault(lease_name):
                 raise CheckFaultError("the check ended by itself and rests")
@@ -111,6 +113,11 @@ class Checker:
             return crash_problem(report)
         count_rows(report)
         return report
+
+    def _require_room(self, num_bytes: int) -> None:
+        """Before a download that would end in nothing."""
+        if shutil.disk_usage(self._scratch).free < num_bytes:
+            raise CheckFaultError(f"there is no room for a file of {num_bytes} bytes")
 
 
 def _is_in_use(scratch: Path) -> bool:

@@ -41,7 +41,8 @@ class FileLoop:
                 name = f"validate/{file['_id']}"
                 if name in held:
                     continue
-                self._workers.offer(Waiting(name, file["project"], partial(self._validate, file["_id"], name)))
+                work = partial(self._validate, file["_id"], name)
+                self._workers.offer(Waiting(name, file["project"], file["bytes"], work))
         self._workers.start()
         for file_id in islice(in_turn(unread.values()), UNREAD_AT_ONCE):
             await failpoint("validator.before_unread_verdict")

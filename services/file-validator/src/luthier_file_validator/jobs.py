@@ -57,7 +57,8 @@ class JobLoop:
         if isinstance(ready, Problem):
             await self._reject(job, ready)
         elif ready and (name := f"check/{job['_id']}") not in held:
-            self._workers.offer(Waiting(name, job["project"], partial(self._check, job["_id"])))
+            num_bytes = sum(files[file_id]["bytes"] for file_id in wanted.values())
+            self._workers.offer(Waiting(name, job["project"], num_bytes, partial(self._check, job["_id"])))
 
     async def _check(self, job_id: str) -> None:
         job = await self._store.read_job(job_id)

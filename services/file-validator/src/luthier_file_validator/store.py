@@ -29,7 +29,7 @@ class Store:
 
     def uploaded_files(self) -> AsyncIterator[list[Doc]]:
         """What a look needs of every file without a verdict, oldest first, in pages."""
-        return self._pages("files", "uploaded", ("project", "purpose"))
+        return self._pages("files", "uploaded", ("project", "purpose", "bytes"))
 
     def checking_jobs(self) -> AsyncIterator[list[Doc]]:
         """What a look needs of every job whose files are to be read, oldest first, in pages."""

@@ -1,6 +1,7 @@
 """Long work beside a loop: a bounded number of tasks, each under a lease, at most one for a thing.
 
-Projects get the places in turn, and one place is always kept from the project that has the others.
+Projects get the places in turn. One place is always kept from large files, and one from the small files of the project
+that has the others with them. What failed rests, each time longer, so that it takes no place from the others.
 """
 
 import asyncio
@@ -13,11 +14,18 @@ from itertools import count
 
 from luthier_common.kit import leases
 from luthier_common.kit.clock import Clock
-from luthier_common.kit.mongo import Database
+from luthier_common.kit.mongo import DRIVER_ERRORS, Database
+from luthier_common.kit.rests import Rests
 from luthier_common.kit.room import TRANSIENT_ERRORS, is_transient
 
 log = logging.getLogger(__name__)
-PAUSE_AFTER_FAULT_S = 30.0
+FIRST_REST_S, MAX_REST_S = 5.0, 600.0
+LARGE_BYTES = 50 * 1024 * 1024
+"""More is read for a minute or longer."""
+
+
+Queue = tuple[str, bool]
+"""Where work waits: its project, and whether it is large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,13 @@ class Waiting:
 
     lease_name: str
     project: str
+    num_bytes: int
+    """To be read."""
     work: Callable[[], Awaitable[None]]
+
+    @property
+    def is_large(self) -> bool:
+        return self.num_bytes > LARGE_BYTES
 
 
 class Workers:
@@ -36,47 +50,50 @@ class Workers:
         self, db: Database, clock: Clock, owner: str, wake: asyncio.Event, *, claim_ttl_s: float, limit: int
     ) -> None:
         self._db = db
-        self._clock = clock
         self._owner = owner
         self._wake = wake
         self._claim_ttl_s = claim_ttl_s
         self._limit = limit
-        self._most_of_one = max(1, limit - 1)
-        self._waiting: dict[str, dict[str, Waiting]] = {}
+        self._all_but_one = max(1, limit - 1)
+        self._waiting: dict[Queue, dict[str, Waiting]] = {}
         self._running: dict[str, asyncio.Task[bool]] = {}
-        self._projects: dict[str, str] = {}
-        self._not_before_s: dict[str, float] = {}
+        self._queues: dict[str, Queue] = {}
+        self._rests = Rests[str](clock, first_s=FIRST_REST_S, most_s=MAX_REST_S)
         self._turns = count(1)
         self._last_turns: dict[str, int] = {}
 
     def offer(self, waiting: Waiting) -> None:
         """Let it wait for a place, unless it is being done, or failed just now."""
-        is_paused = self._not_before_s.get(waiting.lease_name, 0.0) > self._clock.monotonic_s()
-        queue = self._waiting.setdefault(waiting.project, {})
-        if waiting.lease_name not in self._running and not is_paused and len(queue) < self._limit:
-            queue[waiting.lease_name] = waiting
+        name = waiting.lease_name
+        queue = self._waiting.setdefault((waiting.project, waiting.is_large), {})
+        if name not in self._running and not self._rests.is_resting(name) and len(queue) < self._limit:
+            queue[name] = waiting
 
     def start(self) -> None:
         """Give the free places to what was offered since the last call; what gets none has to be offered again."""
-        while len(self._running) < self._limit and (project := self._next_project()) is not None:
-            self._last_turns[project] = next(self._turns)
-            queue = self._waiting[project]
-            self._begin(queue.pop(next(iter(queue))))
+        while len(self._running) < self._limit and (queue := self._next_queue()) is not None:
+            self._last_turns[queue[0]] = next(self._turns)
+            waiting = self._waiting[queue]
+            self._begin(waiting.pop(next(iter(waiting))), queue)
         self._waiting.clear()
-        now_s = self._clock.monotonic_s()
-        self._not_before_s = {name: until_s for name, until_s in self._not_before_s.items() if until_s > now_s}
 
-    def _next_project(self) -> str | None:
-        """Of those that wait the one with the fewest places, then the one that was not served for the longest time."""
-        held = Counter(self._projects.values())
-        may = [project for project, queue in self._waiting.items() if queue and held[project] < self._most_of_one]
-        return min(may, key=lambda project: (held[project], self._last_turns.get(project, 0)), default=None)
+    def _next_queue(self) -> Queue | None:
+        """Of those that wait the project with the fewest places, then the one that was not served for longest."""
+        held = list(self._queues.values())
+        places = Counter(project for project, _ in held)
+        num_large = sum(is_large for _, is_large in held)
+        may = [
+            queue
+            for queue, waiting in self._waiting.items()
+            if waiting and (num_large if queue[1] else held.count(queue)) < self._all_but_one
+        ]
+        return min(may, key=lambda queue: (places[queue[0]], self._last_turns.get(queue[0], 0)), default=None)
 
-    def _begin(self, waiting: Waiting) -> None:
+    def _begin(self, waiting: Waiting, queue: Queue) -> None:
         name = waiting.lease_name
         task = asyncio.create_task(self._work(name, waiting.work), name=name)
         self._running[name] = task
-        self._projects[name] = waiting.project
+        self._queues[name] = queue
         task.add_done_callback(lambda ended: self._ended(name, ended))
 
     @asynccontextmanager
@@ -101,13 +118,17 @@ class Workers:
             finally:
                 renewal.cancel()
                 await leases.release(self._db, lease)
+        except DRIVER_ERRORS as error:
+            # The database is away: for all of them.
+            log.warning("%s is tried again: %s", lease_name, type(error).__name__)
         except Exception as error:
+            told = {"rest_s": self._rests.begin(lease_name)}
             if is_transient(error):
-                log.warning("%s is tried again: %s", lease_name, type(error).__name__)
-                return False
-            log.exception("%s failed and rests", lease_name)
-            self._not_before_s[lease_name] = self._clock.monotonic_s() + PAUSE_AFTER_FAULT_S
+                log.warning("%s rests: %s: %s", lease_name, type(error).__name__, error, extra=told)
+            else:
+                log.exception("%s failed and rests", lease_name, extra=told)
         else:
+            self._rests.end(lease_name)
             return True
         return False
 
@@ -118,6 +139,6 @@ class Workers:
                 await leases.acquire(self._db, lease_name, self._owner, self._claim_ttl_s)
 
     def _ended(self, lease_name: str, task: asyncio.Task[bool]) -> None:
-        del self._running[lease_name], self._projects[lease_name]
+        del self._running[lease_name], self._queues[lease_name]
         if not task.cancelled() and task.result():
             self._wake.set()

@@ -85,7 +85,7 @@ class Decision:
 def decide(
     jobs: Sequence[WaitingJob], nodes: Sequence[TrainerNode], *, max_strikes: int, retry_rest_s: float
 ) -> Decision:
-    """Place what fits, in order of priority and age; nobody overtakes a job on the node that is kept for it.
+    """Place what fits, in order of priority and age; nobody overtakes the first job that waits on the node it keeps.
 
     What has just failed rests: a job after each strike, a node when its last runs failed, of several jobs.
     """
@@ -98,6 +98,7 @@ def decide(
     largest, largest_awake = _largest(nodes), _largest(awake)
     placements: list[Placement] = []
     waits: list[Wait] = []
+    kept: TrainerNode | None = None
     for job in queue:
         rest_s = _rest_s(job.strikes, retry_rest_s) if job.strikes else 0.0
         avoided = _nodes_to_avoid(job, awake, rest_s)
@@ -111,8 +112,7 @@ def decide(
         reason, message = _why(job, largest, largest_awake, rest_s)
         position = len(waits) + 1
         waits.append(Wait(job.id, reason, message, position, reason != job.reason, position != job.position))
-        kept = _node_to_keep(job, usable)
-        if kept is not None:
+        if kept is None and (kept := _node_to_keep(job, usable)) is not None:
             del open_nodes[kept.id]
     resting = frozenset(node.id for node in nodes) - {node.id for node in awake}
     return Decision(exhausted, tuple(placements), tuple(waits), resting)

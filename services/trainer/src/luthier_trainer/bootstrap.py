@@ -11,6 +11,7 @@ from luthier_common.kit.room import Room
 from luthier_common.kit.servers import open_database, open_store
 from luthier_trainer.consumers import make_on_fact
 from luthier_trainer.executor import Executor, LocalExecutor
+from luthier_trainer.memory import warn_of_group_kills
 from luthier_trainer.settings import TrainerSettings
 from luthier_trainer.store import Store
 from luthier_trainer.supervisor import Supervisor
@@ -22,6 +23,7 @@ STOP_AFTER_S = 115.0
 async def main(room: Room, executor: Executor | None = None) -> None:
     """The supervisor of one node; `executor` starts its runs, as children of this process unless told otherwise."""
     settings = TrainerSettings()
+    warn_of_group_kills()
     workplace = Workplace(settings.home, settings.trainer_node)
     await room.enter("workplace", _held(workplace))
     db = await room.enter("mongo", open_database(settings))

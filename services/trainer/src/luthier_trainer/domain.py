@@ -20,6 +20,13 @@ class AttemptOverError(Exception):
     """The job no longer takes facts of this attempt."""
 
 
+class NameTakenError(RuntimeError):
+    """Another trainer works under this node's name."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(f"another trainer works as {node}: LUTHIER_TRAINER_NODE must be a name of its own for each")
+
+
 @dataclass(frozen=True)
 class Claim:
     """Slots of this node that one attempt of a job holds."""
@@ -74,25 +81,28 @@ class Verdict(StrEnum):
     PAUSE = "pause"
     """Nothing runs yet and a pause is wanted: state it and free the slots."""
     FREE = "free"
+    """The attempt is over."""
+    WITHDRAW = "withdraw"
+    """Nobody was placed on it for a while, and nobody will be."""
     WAIT = "wait"
 
 
 def claims_of(slots: Sequence[Doc]) -> list[Claim]:
-    """The claims in a node's document."""
-    found: dict[RunKey, list[Doc]] = {}
+    """The claims in a node's document. Two schedulers may both have claimed for an attempt: each claim is its own."""
+    found: dict[tuple[str, int, str | None], list[Doc]] = {}
     for slot in slots:
         if (holder := slot.get("holder")) is not None:
-            found.setdefault((holder["job"], holder["attempt"]), []).append(slot)
+            found.setdefault((holder["job"], holder["attempt"], holder.get("claim")), []).append(slot)
     return [
         Claim(
             job,
             attempt,
-            tuple(slot["index"] for slot in held),
+            tuple(sorted(slot["index"] for slot in held)),
             held[0]["holder"].get("claimed_at"),
-            held[0]["holder"].get("claim"),
+            token,
             any(slot.get("gone", False) for slot in held),
         )
-        for (job, attempt), held in found.items()
+        for (job, attempt, token), held in found.items()
     ]
 
 
@@ -108,7 +118,7 @@ def judge(claim: Claim, job: Doc | None, node: str, now: datetime, ttl_s: float)
     if job is not None and job["attempt"] > claim.attempt:
         return Verdict.FREE
     is_old = claim.claimed_at is not None and (now - claim.claimed_at).total_seconds() > ttl_s
-    return Verdict.FREE if is_old else Verdict.WAIT
+    return Verdict.WITHDRAW if is_old else Verdict.WAIT
 
 
 def is_ours(claim: Claim, job: Doc | None, node: str) -> bool:
@@ -116,13 +126,6 @@ def is_ours(claim: Claim, job: Doc | None, node: str) -> bool:
     if job is None or job["phase"] not in HELD:
         return False
     return bool(job["attempt"] == claim.attempt and _names(job, claim, node))
-
-
-def was_used(claim: Claim, job: Doc | None, node: str) -> bool:
-    """Whether an attempt was placed on a claim; a document of a later attempt no longer says where this one ran."""
-    if job is None or job["attempt"] < claim.attempt:
-        return False
-    return job["attempt"] > claim.attempt or _names(job, claim, node)
 
 
 def tells_of_node(ending: f.RunFact | None, has_saved: bool) -> bool | None:
@@ -229,5 +232,5 @@ def thin(steps: list[Step]) -> list[Step]:
 
 
 def _names(job: Doc, claim: Claim, node: str) -> bool:
-    """Whether the job is placed on exactly these slots of this node."""
+    """Whether the job is placed on exactly these slots of this node; both name slots in their order."""
     return any(member["node"] == node and tuple(member["slots"]) == claim.slots for member in job.get("members") or ())

@@ -74,6 +74,7 @@ class LocalExecutor:
             "PYTHONUNBUFFERED": "1",
         }
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        process: asyncio.subprocess.Process | None = None
         try:
             with (run_dir / LOG_FILE).open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
@@ -86,12 +87,16 @@ class LocalExecutor:
                     pass_fds=(writing,),
                     start_new_session=True,
                 )
+            (run_dir / PID_FILE).write_text(str(process.pid))
         except BaseException:
             os.close(reading)
+            if process is not None:
+                unclaimed = LocalChild(process, reading)
+                unclaimed.kill()
+                await unclaimed.wait()
             raise
         finally:
             os.close(writing)
-        (run_dir / PID_FILE).write_text(str(process.pid))
         return LocalChild(process, reading)
 
 

@@ -15,20 +15,32 @@ _MAX_PAUSE_S = 10.0
 
 
 class Insist:
-    """`await insist(work)` repeats transient failures with growing pauses, up to a cap, or until it is given up."""
+    """`await insist(work)` repeats transient failures with growing pauses, up to a cap, or until it is given up.
 
-    def __init__(self, cap_s: float, is_given_up: Callable[[], bool] = lambda: False) -> None:
+    The cap counts from the first failure: for as long as `work` went well before, the server was there.
+    """
+
+    def __init__(
+        self,
+        cap_s: float,
+        is_given_up: Callable[[], bool] = lambda: False,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cap_s = cap_s
         self._is_given_up = is_given_up
+        self._now_s = now_s
 
     async def __call__(self, work: Callable[[], Awaitable[T]]) -> T:
         """What `work` returns in the end; raises its last error."""
-        began_at, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        failed_at_s: float | None = None
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 return await work()
             except Exception as error:
-                is_over = time.monotonic() - began_at > self._cap_s or self._is_given_up()
+                if failed_at_s is None:
+                    failed_at_s = self._now_s()
+                is_over = self._now_s() - failed_at_s >= self._cap_s or self._is_given_up()
                 if is_over or not is_transient(error):
                     raise
                 log.warning("%s: %s; trying again", type(error).__name__, error)

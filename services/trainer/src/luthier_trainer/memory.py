@@ -1,7 +1,10 @@
 """Whether the kernel killed a process here for want of memory: what its exit code alone does not say."""
 
+import logging
 import signal
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 class OomKills:
@@ -31,6 +34,21 @@ def count_oom_kills(root: Path = Path("/")) -> int | None:
             if name == "oom_kill" and count.isdecimal():
                 return int(count)
     return None
+
+
+def warn_of_group_kills(root: Path = Path("/")) -> None:
+    """Say so where one run that is too large ends this service and all its runs: nobody could tell which it was."""
+    for path in _counters(root):
+        try:
+            is_one = path.with_name("memory.oom.group").read_text().strip() == "1"
+        except OSError:
+            continue
+        if is_one:
+            log.warning(
+                "when memory runs out, the kernel kills the trainer and all its runs at once (memory.oom.group is 1); "
+                "in Kubernetes singleProcessOOMKill: true in the kubelet's configuration has it kill only one process"
+            )
+        return
 
 
 def _counters(root: Path) -> list[Path]:

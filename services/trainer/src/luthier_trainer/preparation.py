@@ -9,7 +9,8 @@ from pathlib import Path
 from luthier_common.contract.events import CheckpointRejected, CheckpointSaved
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.objects import ObjectStore
+from luthier_common.kit.objects import ObjectStore, in_thread
+from luthier_trainer.base_cache import BaseCache
 from luthier_trainer.domain import Assignment, AttemptOverError, child_hyperparameters
 from luthier_trainer.protocol import RUN_FILE, RunSpec
 from luthier_trainer.settings import TrainerSettings
@@ -17,7 +18,6 @@ from luthier_trainer.store import Store
 from luthier_trainer.transfers import (
     METRICS_FILE,
     PreparationError,
-    fetch_base_bundle,
     fetch_checkpoint,
     fetch_dataset,
     fetch_earlier_metrics,
@@ -34,16 +34,24 @@ class Preparation:
         self._store = store
         self._objects = objects
         self._settings = settings
+        self._bases = BaseCache(objects, settings.home / "cache" / "bases")
 
     async def prepare(self, directory: Path, has_gpus: bool) -> RunSpec:
         """Fill the run's directory and write its `run.json`. Repeatable."""
         with _disk_of_node():
+            try:
+                return await self._prepare(directory, has_gpus)
+            except OSError as error:
+                if not _is_disk_full(error) or not await in_thread(self._bases.make_room):
+                    raise
             return await self._prepare(directory, has_gpus)
 
     async def _prepare(self, directory: Path, has_gpus: bool) -> RunSpec:
         run, settings = self._run, self._settings
-        cache = (settings.home / "cache" / "bases").absolute()
-        base_dir = await fetch_base_bundle(self._store, self._objects, run.base_digest, cache)
+        base = await self._store.read_base(run.base_digest)
+        if base is None:
+            raise PreparationError(FailureReason.BASE_MISSING)
+        base_dir = await self._bases.lend(base, directory / "base")
         train_file = await fetch_dataset(
             self._store, self._objects, run.spec.training_file, run.training_sha256, directory / "train.jsonl"
         )
@@ -120,9 +128,13 @@ def _disk_of_node() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not _is_disk_full(error):
             raise
         raise PreparationError(FailureReason.STORAGE, "The node that was to run the job has no room left.") from error
+
+
+def _is_disk_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _directory_of(saved: CheckpointSaved, directory: Path) -> Path:

@@ -16,7 +16,7 @@ from luthier_common.kit.bases import find_pinned
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import AFTER, Database, Doc
-from luthier_trainer.domain import Claim, was_used
+from luthier_trainer.domain import Claim, NameTakenError
 from luthier_trainer.inventory import merge_slots
 
 ACTOR = Actor(room="trainer")
@@ -25,19 +25,25 @@ _OWNED = {"org": "system", "project": "system", "owner": "system"}
 
 
 class Store:
-    """The only place of this room that touches collections."""
+    """The only place of this room that touches collections. `instance` tells this process from others of its name."""
 
     def __init__(self, db: Database, node: str) -> None:
         self.db = db
         self.node = node
+        self.instance = secrets.token_hex(8)
 
-    async def join(self, device: str, slots: list[Doc]) -> None:
-        """State that this node is here with these slots; what is held in its document stays held."""
+    async def join(self, device: str, slots: list[Doc], *, home: str, ttl_s: float) -> datetime | None:
+        """State that this node is here with these slots; what is held in its document stays held.
+
+        Nothing is stated while another trainer holds the name: one of another `home` that has not left and renewed
+        less than `ttl_s` ago, in database time. The answer is when that was.
+        """
         fact = NodeJoined(role="trainer", num_slots=len(slots), device=device)
-        fields: Doc = {**_OWNED, "slots": slots, "bases": [], "adapters": [], "draining": False, "renewed_at": None}
-        made = await create(self.db, fact, self.node, fields, actor=ACTOR)
+        mine: Doc = {"instance": self.instance, "home": home}
+        blank: Doc = {**_OWNED, "slots": slots, "bases": [], "adapters": [], "draining": False, "renewed_at": None}
+        made = await create(self.db, fact, self.node, blank | mine, actor=ACTOR)
         if made.outcome is not Outcome.DUPLICATE:
-            return
+            return None
         known = (made.doc or {}).get("slots", [])
         merged = merge_slots(slots, known)
         facts: list[Fact] = [fact]
@@ -50,27 +56,39 @@ class Store:
             facts,
             actor=ACTOR,
             op_id=f"join/{secrets.token_hex(4)}",
-            match={"slots": known},
-            also={"slots": merged, "draining": False, "struck": None},
+            match={"slots": known, "$or": [*({name: value} for name, value in mine.items()), *_is_abandoned(ttl_s)]},
+            also={"slots": merged, "draining": False, "struck": None, **mine},
         )
-        if not done.done:
-            raise TransientError(f"the node could not join: {done.outcome}")
+        if done.done:
+            return None
+        other = done.doc or {}
+        renewed_at: datetime | None = other.get("renewed_at")
+        if done.outcome is Outcome.CHANGED and other.get("home") != home and renewed_at is not None:
+            return renewed_at
+        raise TransientError(f"the node could not join: {done.outcome}")
 
     async def renew(self) -> bool:
-        """Say in database time that this node lives; False when the database no longer counts it as live."""
-        found = await self.db["nodes"].update_one(
-            {"_id": self.node, "phase": "live"}, [{"$set": {"renewed_at": "$$NOW"}}]
-        )
-        return bool(found.matched_count)
+        """Say in database time that this node lives; False when the database no longer counts it as live.
 
-    async def leave(self) -> None:
-        """State an orderly stop."""
-        await advance(self.db, Kind.NODE, self.node, NodeLeft(), actor=ACTOR)
+        NameTakenError when another trainer has joined under its name since.
+        """
+        found = await self.db["nodes"].update_one({**self._mine, "phase": "live"}, [{"$set": {"renewed_at": "$$NOW"}}])
+        if found.matched_count:
+            return True
+        node = await self.db["nodes"].find_one({"_id": self.node}, {"instance": 1})
+        if node is not None and node.get("instance") != self.instance:
+            raise NameTakenError(self.node)
+        return False
+
+    async def leave(self) -> bool:
+        """State an orderly stop; False when this is another trainer's node by now."""
+        told = await advance(self.db, Kind.NODE, self.node, NodeLeft(), actor=ACTOR, match=self._mine)
+        return told.outcome is not Outcome.CHANGED
 
     async def read_slots(self) -> tuple[list[Doc], datetime] | None:
-        """This node's slots and the database's time; None while the node is unknown."""
+        """This node's slots and the database's time; None while the node is unknown, or another trainer's."""
         fields = {"slots": 1, "now": "$$NOW"}
-        found = await self.db["nodes"].aggregate([{"$match": {"_id": self.node}}, {"$project": fields}]).to_list(1)
+        found = await self.db["nodes"].aggregate([{"$match": self._mine}, {"$project": fields}]).to_list(1)
         return (found[0]["slots"], found[0]["now"]) if found else None
 
     async def read_jobs(self, job_ids: Sequence[str]) -> dict[str, Doc]:
@@ -79,9 +97,13 @@ class Store:
         return {job["_id"]: job async for job in found}
 
     async def renew_lease(self, job_id: str, attempt: int) -> str | None:
-        """Renew a run's lease in database time; the reply is what is wanted, None when the attempt is over."""
-        lease = {"owner": {"$literal": self.node}, "renewed_at": "$$NOW"}
-        query = {"_id": job_id, "attempt": attempt, "phase": {"$in": list(HELD)}}
+        """Renew a run's lease in database time; the reply is what is wanted, None when the attempt is over.
+
+        It is over too when another process holds the lease, be it one of this name.
+        """
+        lease = {"owner": {"$literal": self.node}, "instance": self.instance, "renewed_at": "$$NOW"}
+        is_mine = {"$or": [{"lease": None}, {"lease.instance": self.instance}]}
+        query = {"_id": job_id, "attempt": attempt, "phase": {"$in": list(HELD)}, **is_mine}
         fields = {"wanted": 1}
         seen: Doc | None = await self.db["jobs"].find_one_and_update(
             query, [{"$set": {"lease": lease}}], projection=fields, return_document=AFTER
@@ -124,27 +146,33 @@ class Store:
         )
 
     async def free(self, claim: Claim, *, works: bool | None = None) -> None:
-        """Write the usage ledger, then free the slots; those whose device is gone go. Done twice it changes nothing.
+        """Write the usage ledger, then free what an attempt that is over held here. Done twice it changes nothing.
 
         `works` is what the run told of this node (`domain.tells_of_node`); the scheduler has it rest by that.
         """
         await failpoint("trainer.before_free")
         job = await self.db["jobs"].find_one({"_id": claim.job_id}, {"outbox": 0})
-        if was_used(claim, job, self.node):
-            await self._book(claim, job or {})
+        if job is not None:
+            await self._book(claim, job)
         await failpoint("trainer.after_usage")
-        is_held = {
-            "$and": [{"$eq": ["$$slot.holder.job", claim.job_id]}, {"$eq": ["$$slot.holder.attempt", claim.attempt]}]
-        }
-        freed = {"$cond": [is_held, {"$mergeObjects": ["$$slot", {"holder": None}]}, "$$slot"]}
-        is_kept = {"$or": [{"$ne": ["$$slot.gone", True]}, {"$ne": ["$$slot.holder", None]}]}
-        each = {"$map": {"input": "$slots", "as": "slot", "in": freed}}
-        changed: Doc = {"slots": {"$filter": {"input": each, "as": "slot", "cond": is_kept}}}
+        is_held = _is_held_for(claim)
+        changed: Doc = {"slots": _without_holder(is_held)}
         if works is not None:
             is_first = {"$anyElementTrue": {"$map": {"input": "$slots", "as": "slot", "in": is_held}}}
             changed["struck"] = {"$cond": [is_first, None if works else _one_more(claim.job_id), "$struck"]}
-        await self.db["nodes"].update_one({"_id": self.node}, [{"$set": changed}])
+        await self.db["nodes"].update_one(self._mine, [{"$set": changed}])
         await failpoint("trainer.after_free")
+
+    async def withdraw(self, claim: Claim) -> None:
+        """Free a claim that led to no placement: exactly this one, never one that was made again since. No bill."""
+        is_this = {"$eq": [{"$ifNull": ["$$slot.holder.claim", None]}, claim.token]}
+        slots = _without_holder({"$and": [_is_held_for(claim), is_this]})
+        await self.db["nodes"].update_one(self._mine, [{"$set": {"slots": slots}}])
+
+    @property
+    def _mine(self) -> Doc:
+        """The node's document while it is this process's."""
+        return {"_id": self.node, "instance": self.instance}
 
     async def _book(self, claim: Claim, job: Doc) -> None:
         """The usage ledger's row of a claim; the first one stays."""
@@ -180,6 +208,25 @@ class Store:
     async def let_go(self, key: str, claim: Claim) -> None:
         """The job no longer needs what lies under this key: the sweeper removes it, unless somebody else does."""
         await ledger.let_go(self.db, key, f"job/{claim.job_id}")
+
+
+def _is_abandoned(ttl_s: float) -> list[Doc]:
+    """Whoever had the node's name left, was called lost, or has been silent for so long: one of these."""
+    since = {"$subtract": ["$$NOW", int(ttl_s * 1000)]}
+    return [{"phase": {"$ne": "live"}}, {"$expr": {"$lt": [{"$ifNull": ["$renewed_at", None]}, since]}}]
+
+
+def _is_held_for(claim: Claim) -> Doc:
+    """Of `$$slot`."""
+    return {"$and": [{"$eq": ["$$slot.holder.job", claim.job_id]}, {"$eq": ["$$slot.holder.attempt", claim.attempt]}]}
+
+
+def _without_holder(is_meant: Doc) -> Doc:
+    """The slots, those that are meant without their holder; one that is free and whose device is gone goes."""
+    freed = {"$cond": [is_meant, {"$mergeObjects": ["$$slot", {"holder": None}]}, "$$slot"]}
+    is_kept = {"$or": [{"$ne": ["$$slot.gone", True]}, {"$ne": ["$$slot.holder", None]}]}
+    each = {"$map": {"input": "$slots", "as": "slot", "in": freed}}
+    return {"$filter": {"input": each, "as": "slot", "cond": is_kept}}
 
 
 def _one_more(job_id: str) -> Doc:

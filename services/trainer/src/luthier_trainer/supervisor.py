@@ -4,10 +4,13 @@ import asyncio
 import logging
 import os
 from contextlib import suppress
+from datetime import datetime
+from typing import NoReturn
 
 from luthier_common.contract.events import RunPaused
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit import presence
+from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectStore
@@ -15,6 +18,7 @@ from luthier_common.kit.room import TRANSIENT_ERRORS
 from luthier_trainer.domain import (
     Assignment,
     Claim,
+    NameTakenError,
     RunKey,
     Verdict,
     assignment_of,
@@ -50,11 +54,12 @@ class Supervisor:
         self._settings = settings
         self._runs: dict[RunKey, tuple[Run, asyncio.Task[None]]] = {}
         self._has_joined = False
+        self._other_renewed_at: datetime | None = None
         self._is_stopping = False
         self.wake = asyncio.Event()
 
     async def renew(self) -> None:
-        """Say that the node lives; join first, and again after it was called lost."""
+        """Say that the node lives; join first, and again after it was called lost. NameTakenError: it is another's."""
         if self._is_stopping:
             return
         if not self._has_joined or not await self._store.renew():
@@ -86,9 +91,8 @@ class Supervisor:
     async def _say_leaving(self) -> None:
         with suppress(*TRANSIENT_ERRORS):
             async with asyncio.timeout(_SAY_LEAVING_S):
-                if self._has_joined:
-                    await self._store.leave()
-                await presence.leave(self._store.db, "trainer", self._store.node)
+                if self._has_joined and await self._store.leave():
+                    await presence.leave(self._store.db, "trainer", self._store.node)
 
     async def _end_runs(self) -> None:
         held = list(self._runs.values())
@@ -117,16 +121,34 @@ class Supervisor:
             self._settings.trainer_cpu_slots,
             os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
-        await self._store.join(device, slots)
+        home = await asyncio.to_thread(self._workplace.identity)
+        other = await self._store.join(device, slots, home=home, ttl_s=self._settings.lease_ttl_s)
+        if other is not None:
+            self._wait_for_name(other)
         await failpoint("trainer.after_join")
         await self._store.renew()
         log.info("the node has joined", extra={"device": device, "num_slots": len(slots)})
         self._has_joined = True
         self.wake.set()
 
+    def _wait_for_name(self, other_renewed_at: datetime) -> NoReturn:
+        """Raise what ends this round, or this process: who died is silent from now on, who renews lives."""
+        if self._other_renewed_at not in (None, other_renewed_at):
+            raise NameTakenError(self._store.node)
+        self._other_renewed_at = other_renewed_at
+        raise TransientError(
+            f"{self._store.node} is the name of a trainer with another home, last heard of at "
+            f"{other_renewed_at:%H:%M:%S} UTC; it is taken over when that one is silent for "
+            f"{self._settings.lease_ttl_s:g} s"
+        )
+
     async def _act(self, claim: Claim, job: Doc | None, verdict: Verdict, slots: list[Doc]) -> None:
         match verdict:
             case Verdict.WAIT:
+                return
+            case Verdict.WITHDRAW:
+                log.info("a claim is withdrawn", extra={"job_id": claim.job_id, "attempt": claim.attempt})
+                await self._store.withdraw(claim)
                 return
             case Verdict.START:
                 assert job is not None

@@ -204,9 +204,7 @@ class Teller:
             await self._insist(lambda: self._store.let_go(oldest, self._run.claim))
 
     async def _upload(self, directory: Path, key: str, digest: str) -> Blob:
-        return await self._insist(
-            lambda: upload_directory(self._store, self._objects, self._run, directory, key, digest)
-        )
+        return await upload_directory(self._store, self._objects, self._run, directory, key, digest, self._insist)
 
     async def _upload_metrics(self) -> str | None:
         if not self._metrics_path.exists():

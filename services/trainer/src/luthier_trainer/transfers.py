@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.objects import ObjectExistsError, ObjectMissingError, ObjectStore, in_thread
 from luthier_trainer.checkpoints import MANIFEST_FILE, CheckpointManifest, read_manifest, verify
 from luthier_trainer.domain import Assignment
+from luthier_trainer.insisting import Insist
 from luthier_trainer.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,16 +31,6 @@ class PreparationError(Exception):
         super().__init__(message or reason.sentence)
         self.reason = reason
         self.message = message or reason.sentence
-
-
-async def fetch_base_bundle(store: Store, objects: ObjectStore, digest: str, cache: Path) -> Path:
-    """The base that the job's first placement pinned."""
-    base = await store.read_base(digest)
-    if base is None:
-        raise PreparationError(FailureReason.BASE_MISSING)
-    target = cache / digest
-    await fetch_files(objects, base["key"], base["files"], target)
-    return target
 
 
 async def fetch_dataset(store: Store, objects: ObjectStore, file_id: str, sha256: str | None, target: Path) -> Path:
@@ -87,28 +79,39 @@ def _check_identity(manifest: CheckpointManifest, run: Assignment, saved: Checkp
 
 
 async def upload_directory(
-    store: Store, objects: ObjectStore, run: Assignment, directory: Path, key: str, manifest_sha256: str
+    store: Store, objects: ObjectStore, run: Assignment, directory: Path, key: str, manifest_sha256: str, insist: Insist
 ) -> Blob:
-    """Upload a sealed directory, its manifest last and only once. Doing it again is harmless."""
+    """Upload a sealed directory, its manifest last and only once. Doing it again is harmless.
+
+    `insist` repeats each file by itself: those that are stored are not sent again.
+    """
     manifest = read_manifest(directory)
     num_bytes = sum(file.bytes for file in manifest.files)
-    await store.note_objects(key, manifest_sha256, num_bytes, run.claim, run.org, run.project)
+    await insist(lambda: store.note_objects(key, manifest_sha256, num_bytes, run.claim, run.org, run.project))
     for file in manifest.files:
-        stored = await objects.upload(directory / file.name, key + file.name)
-        if stored.sha256 != file.sha256:
-            raise OSError(f"{file.name} changed while it was uploaded")
-        await failpoint("trainer.mid_save")
+        await insist(partial(_upload_file, objects, directory / file.name, key + file.name, file.sha256))
+    await insist(lambda: _upload_manifest(objects, directory / MANIFEST_FILE, key + MANIFEST_FILE, manifest_sha256))
+    return Blob(key=key, manifest_sha256=manifest_sha256, bytes=num_bytes)
+
+
+async def _upload_file(objects: ObjectStore, path: Path, key: str, sha256: str) -> None:
+    stored = await objects.upload(path, key)
+    if stored.sha256 != sha256:
+        raise OSError(f"{path.name} changed while it was uploaded")
+    await failpoint("trainer.mid_save")
+
+
+async def _upload_manifest(objects: ObjectStore, path: Path, key: str, sha256: str) -> None:
     await failpoint("trainer.before_manifest")
-    content = await in_thread((directory / MANIFEST_FILE).read_bytes)
-    if hashlib.sha256(content).hexdigest() != manifest_sha256:
-        raise OSError(f"{MANIFEST_FILE} changed while it was uploaded")
+    content = await in_thread(path.read_bytes)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise OSError(f"{path.name} changed while it was uploaded")
     try:
-        await objects.put(key + MANIFEST_FILE, content, if_absent=True)
+        await objects.put(key, content, if_absent=True)
     except ObjectExistsError:
-        if await objects.read(key + MANIFEST_FILE) != content:
+        if await objects.read(key) != content:
             raise
     await failpoint("trainer.after_manifest")
-    return Blob(key=key, manifest_sha256=manifest_sha256, bytes=num_bytes)
 
 
 async def fetch_earlier_metrics(objects: ObjectStore, run: Assignment, resumed: CheckpointSaved, target: Path) -> None:

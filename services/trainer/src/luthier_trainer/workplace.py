@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from luthier_trainer.domain import Claim
 
 PID_FILE = "child.pid"
+_IDENTITY_FILE = ".identity"
 _GONE_AFTER_S = 10.0
 
 
@@ -39,6 +41,16 @@ class Workplace:
             yield
         finally:
             os.close(lock)
+
+    def identity(self) -> str:
+        """Tells this directory from that of another machine's node of the same name; made once."""
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self._root / _IDENTITY_FILE
+        if not path.exists():
+            fresh = path.with_suffix(".new")
+            fresh.write_text(secrets.token_hex(8))
+            fresh.replace(path)
+        return path.read_text()
 
     def clear(self) -> None:
         """End what is left of children (they die with their parent, so this finds none but a lost race); remove all."""

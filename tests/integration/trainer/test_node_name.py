@@ -1,0 +1,158 @@
+"""A node's name is one trainer's: a second one of the same name does not start, and who lost it touches nothing."""
+
+import asyncio
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from builders.jobs import JobStory
+from builders.trainer_node import NODE, World, working
+from builders.waiting import until
+from luthier_common.kit.errors import TransientError
+from luthier_common.kit.mongo import Doc
+from luthier_trainer.domain import NameTakenError, claims_of
+from luthier_trainer.executor import LocalExecutor
+from luthier_trainer.store import Store
+from luthier_trainer.supervisor import Supervisor
+from luthier_trainer.workplace import Workplace
+
+pytestmark = pytest.mark.timeout(120)
+SLEEPS = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+def trainer_in(world: World, home: str) -> Supervisor:
+    settings = world.settings(home=world.root / home, pause_budget_s=1.0)
+    workplace = Workplace(settings.home, NODE)
+    return Supervisor(Store(world.db, NODE), world.objects, workplace, LocalExecutor(SLEEPS), settings)
+
+
+async def node_of(world: World) -> Doc:
+    node = await world.db["nodes"].find_one({"_id": NODE})
+    assert node is not None
+    return node
+
+
+async def fall_silent(world: World) -> None:
+    """The machine of the trainer does not answer for longer than the time after which it counts as dead."""
+    long_ago = (await node_of(world))["renewed_at"] - timedelta(minutes=5)
+    await world.db["nodes"].update_one({"_id": NODE}, {"$set": {"renewed_at": long_ago}})
+
+
+async def a_run(world: World) -> JobStory:
+    story = await world.job()
+    await world.place(story)
+
+    async def has_lease() -> bool:
+        return (await story.doc()).get("lease") is not None
+
+    await until(has_lease, what="a run under its lease")
+    return story
+
+
+async def test_a_second_trainer_of_a_name_does_not_start_and_the_first_ones_run_goes_on(world: World) -> None:
+    async with working(trainer_in(world, "first")) as first:
+        story = await a_run(world)
+        second = trainer_in(world, "second")
+
+        async def refusal() -> str | None:
+            try:
+                await second.renew()
+            except TransientError:
+                return None  # the first one may have died: it is waited for
+            except NameTakenError as error:
+                return str(error)
+            raise AssertionError("the second one joined")
+
+        said = await until(refusal, what="a refusal")
+        await second.look()
+        await second.stop()
+        assert said == f"another trainer works as {NODE}: LUTHIER_TRAINER_NODE must be a name of its own for each"
+        assert [key[0] for key in first._runs] == [story.id]
+        doc, node = await story.doc(), await node_of(world)
+        assert (doc["phase"], doc["attempt"], doc["strikes"]) == ("placed", 1, 0)
+        assert (node["phase"], node["slots"][0]["holder"]["job"]) == ("live", story.id)
+
+
+async def test_the_service_itself_says_so_and_ends(world: World, mongo_url: str, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "LUTHIER_HOME": str(tmp_path / "second"),
+        "LUTHIER_MONGO_URL": mongo_url,
+        "LUTHIER_MONGO_DATABASE": world.db.name,
+        "LUTHIER_KAFKA_URL": "127.0.0.1:1",
+        "LUTHIER_OBJECTS_URL": world.settings().objects_url,
+        "LUTHIER_TRAINER_NODE": NODE,
+        "LUTHIER_TRAINER_DEVICE": "cpu",
+        "LUTHIER_RENEW_S": "0.5",
+    }
+    async with working(trainer_in(world, "first")):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "luthier_trainer", env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await process.communicate()
+    assert process.returncode == 1
+    assert f"another trainer works as {NODE}".encode() in said
+
+
+async def test_a_trainer_that_lost_its_disk_waits_for_its_own_name_and_gets_it(world: World) -> None:
+    """A pod with an emptyDir dies and comes back: nobody can tell at once that it is not a second one."""
+    await trainer_in(world, "first").renew()
+    back = trainer_in(world, "second")
+    with pytest.raises(TransientError, match="taken over when that one is silent for 2 s"):
+        await back.renew()
+
+    async def has_joined() -> bool:
+        try:
+            await back.renew()
+        except TransientError:
+            return False
+        return True
+
+    await until(has_joined, every_s=0.1, what="the node's name")
+    assert (await node_of(world))["instance"] == back._store.instance
+
+
+async def test_a_trainer_that_starts_again_in_its_home_need_not_wait(world: World) -> None:
+    await trainer_in(world, "first").renew()
+    await trainer_in(world, "first").renew()
+    assert [fact["type"] for fact in (await node_of(world))["outbox"]] == ["NodeJoined", "NodeJoined"]
+
+
+async def test_a_node_of_an_earlier_version_is_waited_for_too(world: World) -> None:
+    await trainer_in(world, "first").renew()
+    await world.db["nodes"].update_one({"_id": NODE}, {"$unset": {"instance": "", "home": ""}})
+    with pytest.raises(TransientError):
+        await trainer_in(world, "second").renew()
+    await fall_silent(world)
+    await trainer_in(world, "second").renew()
+
+
+async def test_who_lost_the_name_meanwhile_stops_and_leaves_the_others_node_alone(world: World) -> None:
+    first, second = trainer_in(world, "first"), trainer_in(world, "second")
+    await first.renew()
+    await fall_silent(world)
+    await second.renew()
+    story = await world.job()
+    await world.place(story)
+    with pytest.raises(NameTakenError):
+        await first.renew()
+    await first.look()
+    assert not first._runs
+    (claim,) = claims_of((await node_of(world))["slots"])
+    await first._store.free(claim)
+    await first.stop()
+    node = await node_of(world)
+    assert (node["phase"], node["slots"][0]["holder"]["job"]) == ("live", story.id)
+
+
+async def test_one_process_of_a_name_does_not_renew_the_lease_of_another(world: World) -> None:
+    await trainer_in(world, "first").renew()
+    story = await world.job()
+    await world.place(story)
+    first, second = Store(world.db, NODE), Store(world.db, NODE)
+    assert await first.renew_lease(story.id, 1) == "run"
+    assert await second.renew_lease(story.id, 1) is None
+    assert await first.renew_lease(story.id, 1) == "run"

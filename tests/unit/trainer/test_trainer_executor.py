@@ -1,0 +1,29 @@
+"""How a run's process is started, and that nothing is left of one that cannot be handed over."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from luthier_trainer.executor import LocalExecutor
+from luthier_trainer.workplace import PID_FILE
+
+
+def children_that_name(directory: Path) -> list[int]:
+    lists = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+    pids = [int(pid) for pids in lists for pid in pids]
+    return [pid for pid in pids if os.fsencode(directory) in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def num_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_child_whose_number_cannot_be_noted_is_killed_and_reaped(tmp_path: Path) -> None:
+    (tmp_path / PID_FILE).mkdir()
+    num_open = num_descriptors()
+    with pytest.raises(IsADirectoryError):
+        await LocalExecutor((sys.executable, "-c", "import time; time.sleep(600)")).start(tmp_path, (), 1)
+    assert children_that_name(tmp_path) == []
+    assert num_descriptors() == num_open
