@@ -12,10 +12,11 @@ from luthier_api import protocol
 
 
 @asynccontextmanager
-async def served(app: Callable[[Any, Any, Any], Awaitable[None]]) -> AsyncIterator[int]:
+async def served(app: Callable[[Any, Any, Any], Awaitable[None]], keep_alive_s: float = 5) -> AsyncIterator[int]:
     """Serves the application until the block ends; yields its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, http=protocol.BoundedHttp, lifespan="off", log_config=None, ws="none")
+    config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]  # seconds, whole ones in production
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve([listener]))
     yield int(listener.getsockname()[1])

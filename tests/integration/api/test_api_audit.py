@@ -125,3 +125,27 @@ async def test_the_command_names_the_row_that_was_changed(audited: Api, mongo_ur
     await audited.db["audit_log"].update_one({"_id": row["_id"]}, {"$set": {"org": "org-other"}})
     status, said = await command()
     assert (status, row["_id"] in said) == (1, True)
+
+
+async def test_a_row_says_from_where_and_believes_no_header_of_strangers(audited: Api) -> None:
+    assert await _address_of(audited, "203.0.113.9") == "127.0.0.1"
+
+
+async def test_behind_a_named_proxy_a_row_says_whom_the_proxy_saw(
+    mongo_url: str, kafka_url: str, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """What the client wrote into the header itself stands before it."""
+    env = {"LUTHIER_TRUSTED_PROXIES": "10.0.0.0/8, 127.0.0.1"}
+    async with run_api(mongo_url, kafka_url, tmp_path, free_port(), "test_api_proxied", env) as api:
+        assert await _address_of(api, "198.51.100.1, 203.0.113.9, 10.1.2.3") == "203.0.113.9"
+        assert await _address_of(api, None) == "127.0.0.1"
+        assert (await verify(api.db)).broken is None
+
+
+async def _address_of(api: Api, forwarded_for: str | None) -> str:
+    headers = {} if forwarded_for is None else {"x-forwarded-for": forwarded_for}
+    async with api.http() as http:
+        assert (await http.delete("/v1/files/file-none", headers=headers)).status_code == 404
+        [row] = (await http.get(f"{URL}?limit=1")).json()["data"]
+    assert row["operation"] == "delete_file"
+    return str(row["address"])

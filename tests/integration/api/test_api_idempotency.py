@@ -14,6 +14,7 @@ from meetkai_mka1 import SDK as Mka1
 from openai import AsyncOpenAI
 from openai.types import FileObject
 
+from builders.engines import Engine, joined
 from builders.lossy_proxy import LossyProxy, lossy_proxy
 from builders.waiting import until
 from integration.api.conftest import TINY, Api, run_api
@@ -112,6 +113,17 @@ async def test_an_answer_with_a_secret_is_not_kept(api: Api) -> None:
     assert made[1].headers["x-should-retry"] == "false"
     async for row in api.db["idempotency"].find({}):
         assert b"sk-lut-" not in (row.get("body") or b"")
+
+
+async def test_what_a_model_said_is_made_once_however_long_it_is(api: Api) -> None:
+    engine, headers = Engine("engine-keyed", pieces=("x" * 100_000,)), {"idempotency-key": "a long answer"}
+    body = {"model": TINY, "messages": [{"role": "user", "content": "hi"}]}
+    async with joined(api.db, engine, TINY), api.http() as http:
+        first = await http.post("/v1/chat/completions", json=body, headers=headers)
+        again = await http.post("/v1/chat/completions", json=body, headers=headers)
+    assert (first.status_code, len(first.content) > 100_000) == (200, True)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_answer_not_kept")
+    assert len(engine.asked) == 1
 
 
 async def test_without_a_key_only_a_repetition_finds_the_first_job(api: Api, file: FileObject) -> None:

@@ -122,7 +122,8 @@ async def test_a_create_makes_a_job_once_and_the_same_body_later_another(api: Ap
         made = (await http.post(URL, json=body, headers=keyed)).json()
         await http.post(f"{URL}/{made['id']}/cancel")
         await http.delete(f"{URL}/{made['id']}")
-        assert (await http.post(URL, json=body, headers=keyed)).json() == made
+        again = (await http.post(URL, json=body, headers=keyed)).json()
+        assert (again["id"], again["status"]) == (made["id"], "cancelled"), "the job as it is, or was last"
         await refused(await http.get(f"{URL}/{made['id']}"), 404, "not_found")
         plain = (await http.post(URL, json=body)).json()["id"]
         await http.post(f"{URL}/{plain}/cancel")
@@ -147,3 +148,17 @@ async def test_a_stream_that_is_open_ends_with_its_job(api: Api) -> None:
     following = FollowService(repository, Followers(), View(), may_still, most=3, heartbeat_s=1)
     said = b"".join([part async for part in following.follow(story.id, None)]).decode()
     assert said.rstrip().endswith('event: done\ndata: {"object":"fine_tuning.job.events.done","status":null}')
+
+
+async def test_nothing_of_a_deleted_job_lives_on_in_an_answer_kept_for_its_key(api: Api) -> None:
+    file, secret, headers = await upload(api), "Ann Example", {"idempotency-key": "made and deleted"}
+    body = {"model": TINY, "training_file": file.id, "metadata": {"customer": secret}}
+    async with api.http() as http:
+        made = (await http.post(URL, json=body, headers=headers)).json()
+        again = await http.post(URL, json=body, headers=headers)
+        assert (again.json(), again.headers["idempotent-replayed"]) == (made, "true")
+        await http.post(f"{URL}/{made['id']}/cancel")
+        await delete(api, made["id"])
+        after = await http.post(URL, json=body, headers=headers)
+    assert (after.status_code, after.json()["id"], after.json()["metadata"]) == (200, made["id"], None)
+    assert secret not in str(await api.db["idempotency"].find({}).to_list(None))

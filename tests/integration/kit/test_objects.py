@@ -5,7 +5,7 @@ import hashlib
 import os
 import resource
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import aioboto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from builders.waiting import until
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.objects import (
     ObjectExistsError,
@@ -23,7 +24,7 @@ from luthier_common.kit.objects import (
     S3Access,
     open_objects,
 )
-from luthier_common.kit.objects_s3 import PART_BYTES, S3Objects
+from luthier_common.kit.objects_s3 import MAX_CONNECTIONS, MAX_PUTS, MAX_SENDS, PART_BYTES, S3Objects
 
 BUCKET = "luthier-test"
 # Neither S3 here knows when an upload began: moto says 2010, the other says now.
@@ -332,7 +333,7 @@ async def test_a_key_cannot_lie_below_another(tmp_path: Path) -> None:
 async def _s3(place: tuple[str, S3Access], **limits: int) -> AsyncIterator[S3Objects]:
     url, access = place
     async with _client(access) as client:
-        yield S3Objects(client, BUCKET, url.removeprefix(f"s3://{BUCKET}/") + "/", **limits)
+        yield S3Objects(client, client, BUCKET, url.removeprefix(f"s3://{BUCKET}/") + "/", **limits)
 
 
 async def test_what_is_too_large_for_one_copy_request_is_copied_all_the_same(s3_place: tuple[str, S3Access]) -> None:
@@ -365,6 +366,50 @@ async def test_a_conditional_put_whose_answer_was_lost_is_known_as_ours(moto_s3:
         with pytest.raises(ObjectExistsError):
             await store.put("once", b"other", if_absent=True)
         assert await store.read("once") == b"mine"
+
+
+async def test_who_reads_slowly_keeps_nobody_from_writing(s3_place: tuple[str, S3Access]) -> None:
+    """Each reader holds a connection until it has read on; there are as many as reading may have."""
+    async with open_objects(*s3_place) as store, AsyncExitStack() as reading:
+        await store.put("large", b"x" * (4 * PART_BYTES))
+        for _ in range(MAX_CONNECTIONS):
+            chunks = await reading.enter_async_context(aclosing(store.get("large")))  # type: ignore[type-var]
+            assert await anext(chunks)
+        async with asyncio.timeout(30):
+            await store.put("small", b"written")
+            assert await store.head("small") is not None
+            await store.check()
+
+
+async def test_no_more_is_taken_from_writers_than_there_is_memory_for(s3_place: tuple[str, S3Access]) -> None:
+    """One writer more than may be waits with its first byte until another is through; its own sender waits too."""
+    async with open_objects(*s3_place) as store:
+        begun: list[str] = []
+        goes_on = asyncio.Event()
+
+        async def slowly(key: str) -> AsyncIterator[bytes]:
+            begun.append(key)
+            yield b"x"
+            await goes_on.wait()
+
+        writers = [asyncio.create_task(store.put(f"k{n}", slowly(f"k{n}"))) for n in range(MAX_PUTS + 1)]
+        await until(lambda: _said(len(begun) == MAX_PUTS))
+        writers[0].cancel()
+        await until(lambda: _said(len(begun) == MAX_PUTS + 1), what="the last one's turn")
+        goes_on.set()
+        await asyncio.gather(*writers[1:])
+        assert len(await _keys(store)) == MAX_PUTS
+
+
+async def test_parts_of_many_writers_are_sent_in_turns_and_all_arrive(s3_place: tuple[str, S3Access]) -> None:
+    async with _s3(s3_place, part_bytes=PART_BYTES) as store:
+        content = b"y" * (2 * PART_BYTES + 1)
+        stored = await asyncio.gather(*(store.put(f"w{n}", _chunks(content)) for n in range(MAX_SENDS // 2 + 2)))
+        assert {one.sha256 for one in stored} == {hashlib.sha256(content).hexdigest()}
+
+
+async def _said(is_so: bool) -> bool:
+    return is_so
 
 
 async def test_a_server_that_is_away_is_a_transient_error(free_port: Callable[[], int]) -> None:

@@ -1,6 +1,7 @@
 """No client holds a connection for nothing, whatever it sends between two requests."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import pytest
 
 from builders.bounded_http import served
-from luthier_api import protocol
 
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 ANSWER = b"HTTP/1.1 204"
@@ -26,9 +26,8 @@ async def _close(writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.fixture
-async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
-    monkeypatch.setattr(protocol, "HEAD_S", 0.3)
-    async with served(_answer) as number:
+async def port() -> AsyncIterator[int]:
+    async with served(_answer, keep_alive_s=0.3) as number:
         yield number
 
 
@@ -53,9 +52,23 @@ async def test_a_body_that_goes_on_behind_its_answer_is_ended(port: int) -> None
     await _close(writer)
 
 
-async def test_a_connection_is_used_again(port: int) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for _ in range(3):
-        writer.write(b"\r\n" + ASK)
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(ANSWER)
-    await _close(writer)
+async def test_a_connection_is_used_again() -> None:
+    async with served(_answer) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(3):
+            writer.write(b"\r\n" + ASK)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(ANSWER)
+        await _close(writer)
+
+
+async def test_a_connection_that_was_opened_ahead_rests_as_long_as_one_that_was_used() -> None:
+    """Proxies open some before they need them; one that ended first would cost the request that is sent on it."""
+    began_s = time.monotonic()
+    async with served(_answer, keep_alive_s=1.5) as port, asyncio.timeout(20):
+        ahead, used = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        used[1].write(ASK)
+        await used[0].readuntil(b"\r\n\r\n")
+        for reader, writer in (ahead, used):
+            assert await reader.read() == b""
+            assert time.monotonic() - began_s > 1.4
+            await _close(writer)

@@ -1,5 +1,5 @@
 """`python -m luthier_api.admin`: what only operators do, in the database itself: organisations, keys after a lockout,
-the event list, backups, machines that are gone.
+archived projects, the event list, backups, machines that are gone.
 
 It reads the settings of the api room (`LUTHIER_*`) and must see the same pepper as the running api: a key that is
 hashed with another one never works.
@@ -8,7 +8,7 @@ hashed with another one never works.
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from luthier_api.audit import verify
 from luthier_api.domain import Scope
 from luthier_api.keys import COLLECTION, Grant, KeyRing, read_pepper
 from luthier_api.node_admin import forget_node, list_nodes
+from luthier_api.project_admin import erase_project
 from luthier_api.settings import ApiSettings
 from luthier_api.store.tenancy import KEY_FIELDS, PROJECTS, insert
 from luthier_api.wire.tenancy import KEY_PREFIX
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     listed = keys.add_parser("list", help="list the keys that are not revoked")
     listed.add_argument("--project")
     keys.add_parser("revoke", help="revoke a key").add_argument("key_id")
+    projects = groups.add_parser("projects", help="archived projects").add_subparsers(dest="verb", required=True)
+    erased = projects.add_parser("erase", help="delete all that an archived project has stored; there is no way back")
+    erased.add_argument("project")
     log = groups.add_parser("audit", help="the audit log").add_subparsers(dest="verb", required=True)
     log.add_parser("verify", help="compute all chains again; names the first row that was changed or removed")
     events = groups.add_parser("events", help="event list and topics").add_subparsers(dest="verb", required=True)
@@ -107,23 +111,18 @@ async def _run(settings: ApiSettings, asked: argparse.Namespace) -> None:
         await backup_admin.run(settings, asked.verb, asked.folder)
         return
     async with open_database(settings) as db:
-        match asked.group, asked.verb:
-            case "orgs", "create":
-                await create_org(db, _ring(db, settings), asked.name)
-            case "orgs", "list":
-                await list_orgs(db)
-            case "keys", "create":
-                await create_key(db, _ring(db, settings), asked)
-            case "keys", "list":
-                await list_keys(db, asked.project)
-            case "audit", "verify":
-                await verify_audit(db)
-            case "nodes", "list":
-                await list_nodes(db)
-            case "nodes", "forget":
-                await forget_node(db, asked.name)
-            case _:
-                await revoke_key(_ring(db, settings), asked.key_id)
+        deeds: dict[tuple[str, str], Callable[[], Awaitable[None]]] = {
+            ("orgs", "create"): lambda: create_org(db, _ring(db, settings), asked.name),
+            ("orgs", "list"): lambda: list_orgs(db),
+            ("keys", "create"): lambda: create_key(db, _ring(db, settings), asked),
+            ("keys", "list"): lambda: list_keys(db, asked.project),
+            ("keys", "revoke"): lambda: revoke_key(_ring(db, settings), asked.key_id),
+            ("projects", "erase"): lambda: erase_project(db, asked.project),
+            ("audit", "verify"): lambda: verify_audit(db),
+            ("nodes", "list"): lambda: list_nodes(db),
+            ("nodes", "forget"): lambda: forget_node(db, asked.name),
+        }
+        await deeds[asked.group, asked.verb]()
 
 
 async def create_org(db: Database, ring: KeyRing, name: str) -> None:

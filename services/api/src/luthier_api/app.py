@@ -6,6 +6,7 @@ from litestar import Litestar, Response, Router, get
 from litestar.di import NamedDependency, Provide
 
 from luthier_api.around.audit import Auditing
+from luthier_api.around.bodies import Bodies
 from luthier_api.around.idempotency import Idempotency
 from luthier_api.around.rates import RateLimits, add_rate_headers
 from luthier_api.deps import DIALECT, AnyRequest, Process, Services
@@ -67,12 +68,12 @@ def build_app(process: Process) -> Litestar:
             Authentication(process.keys, around.failed),
             RateLimits(around.windows, settings.requests_per_minute),
             Admission(),
+            Bodies(form_s=settings.upload_timeout_s, other_s=settings.json_timeout_s),
             Idempotency(
                 around.reservations,
                 around.connections,
                 process.clock,
                 most_bytes=max(settings.max_file_bytes, settings.max_part_bytes) + FORM_BYTES,
-                within_s=settings.upload_timeout_s,
             ),
         ],
         before_send=[add_request_id, add_rate_headers],

@@ -2,7 +2,8 @@
 
 Each api process writes a chain of its own, so that no two wait for each other. A chain's first row names the newest
 row of every other chain: who removes a chain or its end has to change the chains that came after it too. Rows of calls
-that end together go into one write. A row holds who did what to which thing and how it ended; never a body or a key.
+that end together go into one write. A row holds who did what to which thing, from where and how it ended; never a body
+or a key.
 """
 
 import asyncio

@@ -27,7 +27,10 @@ from luthier_common.kit.servers import open_database, open_store
 from luthier_common.kit.stream import Copies, Reader, Writer
 
 log = logging.getLogger(__name__)
-GRACE_S = 2
+LAST_WORDS_S = 1
+"""What streams have to say that they broke off."""
+CLOSING_S = 6 - LAST_WORDS_S
+"""What is left of the time to stop for clients and telemetry, when no request is answered any more."""
 
 
 class Closable(Protocol):
@@ -51,7 +54,9 @@ async def main(room: Room) -> None:
     writer = await room.enter("writer", _closed_after(Writer(settings.kafka_url, access, copies=copies)))
     reader = await room.enter("reader", _closed_after(Reader(settings.kafka_url, access)))
     await start(room, process, writer, reader, instance)
-    room.spawn("http", serve(room, process, build_app(process)))
+    answering_s = settings.stop_grace_s + LAST_WORDS_S
+    room.stop_after_s = max(room.stop_after_s, answering_s + CLOSING_S)
+    room.spawn("http", serve(room, process, build_app(process)), grace_s=answering_s + LAST_WORDS_S)
 
 
 async def open_process(room: Room, settings: ApiSettings) -> Process:
@@ -73,7 +78,11 @@ async def open_process(room: Room, settings: ApiSettings) -> Process:
 
 
 async def serve(room: Room, process: Process, app: Litestar) -> None:
-    """Serve HTTP until the room stops; open streams get a short grace."""
+    """Serve HTTP until the room stops.
+
+    What is being answered then has a grace. After it answers that engines still make break off, and say so; all else,
+    such as a file on its way in or out, is cut.
+    """
     settings = process.settings
     config = uvicorn.Config(
         app,
@@ -85,8 +94,10 @@ async def serve(room: Room, process: Process, app: Litestar) -> None:
         access_log=False,
         ws="none",
         server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.stop_grace_s + LAST_WORDS_S,
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(), name="uvicorn")
@@ -95,6 +106,8 @@ async def serve(room: Room, process: Process, app: Litestar) -> None:
     stopping.cancel()
     process.followers.stop()
     server.should_exit = True
+    await asyncio.wait({serving}, timeout=settings.stop_grace_s)
+    await process.generation.break_off()
     await serving
     if not room.stopping.is_set():
         raise OSError(f"the API cannot listen on {settings.host}:{settings.port}")

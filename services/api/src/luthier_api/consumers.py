@@ -4,10 +4,12 @@ The relay tells what was saved (woken by any write), the projector keeps the eve
 and sweep look by the clock. Several processes share this work by leases.
 """
 
+import logging
+
 from luthier_api.deps import Process
 from luthier_api.observer import Observer
 from luthier_api.services.uploads import make_file
-from luthier_api.store import END_OF_FILE, PlatformStore, release_bytes
+from luthier_api.store import END_OF_FILE, release_bytes
 from luthier_api.store.deletion import find_unreleased_jobs, let_go
 from luthier_api.store.uploads import expire_uploads, find_due_uploads, let_parts_go
 from luthier_common.contract.envelope import Actor
@@ -27,6 +29,7 @@ from luthier_common.kit.room import Room
 from luthier_common.kit.stream import Reader, Writer
 from luthier_common.kit.telemetry import is_measuring
 
+log = logging.getLogger(__name__)
 ACTOR = Actor(room="api")
 MAX_SWEPT = 500
 HUNG_AFTER_S = 600.0
@@ -63,22 +66,41 @@ async def look_for_gaps(db: Database, instance: str, every_s: float) -> None:
 
 
 async def sweep(process: Process, instance: str) -> None:
-    """End expired files and uploads, and finish what a crash cut short."""
-    db = process.db
-    if await leases.acquire(db, "sweep", instance, process.settings.sweep_s) is None:
+    """End expired files and uploads, and finish what a crash cut short. What fails keeps nothing else from its turn."""
+    if await leases.acquire(process.db, "sweep", instance, process.settings.sweep_s) is None:
         return
-    store = PlatformStore(db, node_ttl_s=process.settings.node_ttl_s)
-    for file_id in await store.find_expired_files(MAX_SWEPT):
-        await advance(db, Kind.FILE, file_id, FileDeleted(), actor=ACTOR, also=END_OF_FILE)
+    failures: list[Exception] = []
+    for step in (_end_files, _release_files, _release_jobs, _end_uploads):
+        try:
+            await step(process)
+        except Exception as error:
+            log.warning("%s: %s: %s", step.__name__, type(error).__name__, error)
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+async def _end_files(process: Process) -> None:
+    for file_id in await process.platform.find_expired_files(MAX_SWEPT):
+        await advance(process.db, Kind.FILE, file_id, FileDeleted(), actor=ACTOR, also=END_OF_FILE)
         await failpoint("sweep.after_file")
-    for file_id in await store.find_unreleased_files(MAX_SWEPT):
-        await release_bytes(db, file_id)
-    for job in await find_unreleased_jobs(db):
-        await let_go(db, job, ACTOR)
-    await expire_uploads(db)
+
+
+async def _release_files(process: Process) -> None:
+    for file_id in await process.platform.find_unreleased_files(MAX_SWEPT):
+        await release_bytes(process.db, file_id)
+
+
+async def _release_jobs(process: Process) -> None:
+    for job in await find_unreleased_jobs(process.db):
+        await let_go(process.db, job, ACTOR)
+
+
+async def _end_uploads(process: Process) -> None:
+    await expire_uploads(process.db)
     await failpoint("sweep.after_uploads")
-    for upload in await find_due_uploads(db, MAX_SWEPT):
+    for upload in await find_due_uploads(process.db, MAX_SWEPT):
         if upload["status"] == "completed":
-            await make_file(db, upload, ACTOR)
+            await make_file(process.db, upload, ACTOR)
         await failpoint("sweep.before_parts")
-        await let_parts_go(db, upload)
+        await let_parts_go(process.db, upload)

@@ -93,7 +93,7 @@ class ErrorCode(Enum):
     )
     CHECKPOINT_GONE = "checkpoint_gone", 404, "invalid_request_error", "The checkpoint's files have been removed."
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "invalid_request_error", "The address does not take this method."
-    UPLOAD_TIMEOUT = "upload_timeout", 408, "invalid_request_error", "The body took longer than an upload may take."
+    UPLOAD_TIMEOUT = "upload_timeout", 408, "invalid_request_error", "The body took longer to come than it may."
     INVALID_STATE = "invalid_state", 409, "invalid_request_error", "The state of the thing does not allow this verb."
     PROJECT_ARCHIVED = "project_archived", 409, "invalid_request_error", "The project is archived: nothing changes."
     OWN_PROJECT = "own_project", 409, "invalid_request_error", "A key cannot archive the project that it belongs to."
@@ -146,6 +146,12 @@ class ErrorCode(Enum):
         429,
         "rate_limit_error",
         "A grader of the project runs, or too many of others wait; come again when it has ended.",
+    )
+    TOO_MANY_DOWNLOADS = (
+        "too_many_downloads",
+        429,
+        "rate_limit_error",
+        "As many files are read with the API key, or with all, as may be at a time; come again when one has ended.",
     )
     TOO_MANY_STREAMS = "too_many_streams", 429, "rate_limit_error", "The API key follows as many jobs as it may."
     CLIENT_GONE = (

@@ -192,6 +192,7 @@ _RESPONSE: ResponseObject = {
     "safety_identifier": None,
     "prompt_cache_key": None,
     "service_tier": "default",
+    "x_dropped_messages": 0,
 }
 _VALIDATION: ValidationObject = {
     "object": "fine_tuning.validation",

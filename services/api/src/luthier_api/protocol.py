@@ -6,13 +6,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request's line and headers together; of a chunk's head and of trailers too."""
-HEAD_S = 60.0
 UNREAD_S = 60.0
 """A client that reads nothing of its answer for so long is dropped: what it keeps waiting is there for all."""
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """The parser keeps a head of any length, and waits for it as long as it takes; here it is cut off."""
+    """The parser keeps a head of any length, and waits for it as long as it takes; here it is cut off.
+
+    A head may take as long as a connection may rest between two requests: less would end those that a proxy opens
+    before it needs them.
+    """
 
     _num_kept = 0
     """Bytes since the parser last came to an end of something."""
@@ -63,7 +66,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         if self._hurry is None:
-            self._hurry = self.loop.call_later(HEAD_S, self._give_up)
+            self._hurry = self.loop.call_later(self.timeout_keep_alive, self._give_up)
 
     def _relax(self) -> None:
         self._num_kept = 0

@@ -1,6 +1,8 @@
 """Settings of the api room."""
 
-from pydantic import Field, SecretStr
+from ipaddress import ip_network
+
+from pydantic import Field, SecretStr, field_validator
 
 from luthier_common.kit.settings import RoomSettings
 
@@ -17,7 +19,14 @@ class ApiSettings(RoomSettings):
     max_file_bytes: int = Field(5 * GIB, description="largest file of an upload")
     max_part_bytes: int = Field(64 * MIB, description="largest part of an upload in parts")
     max_upload_bytes: int = Field(8 * GIB, description="largest file of an upload in parts")
+    max_uploads: int = Field(
+        8, ge=1, description="uploads of one key that are read at a time, for each process of the API; others wait"
+    )
+    max_downloads: int = Field(
+        8, ge=1, description="files that one key may read at a time, for each process of the API"
+    )
     upload_timeout_s: float = Field(7200.0, description="longest time that the body of an upload may take")
+    json_timeout_s: float = Field(60.0, description="longest time that any other body may take")
     upload_expiry_s: float = Field(3600.0, description="how long an upload in parts may be completed")
     max_json_bytes: int = Field(MIB, description="largest JSON body; of chats and responses 8 MiB, of graders 1 MiB")
     min_examples: int = Field(10, ge=1, description="fewest examples of a training file; as the file-validator's")
@@ -36,6 +45,22 @@ class ApiSettings(RoomSettings):
     )
     heartbeat_s: float = Field(15.0, description="longest silence of a stream of events")
     key_cache_s: float = Field(5.0, description="a revoked key is refused after this long at the latest")
+    keep_alive_s: int = Field(
+        75,
+        ge=5,
+        description="how long a connection may rest between requests; longer than proxies in front keep theirs",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or networks of proxies in front, separated by commas: their X-Forwarded-For is "
+        "believed; empty: nobody's",
+    )
+    stop_grace_s: int = Field(
+        8,
+        ge=0,
+        description="how long what is being answered may go on when the process is asked to stop; it ends at most "
+        "6 s later",
+    )
     audit_s: float = Field(60.0, description="how often the auditor looks")
     observe_s: float = Field(5.0, gt=0, description="how often what is measured for everybody is looked up")
     sweep_s: float = Field(60.0, description="how often expired files are removed")
@@ -48,3 +73,11 @@ class ApiSettings(RoomSettings):
         "job; longer for a client that itself waits longer for an answer",
     )
     idempotency_s: float = Field(86400.0, description="how long an Idempotency-Key is remembered")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _names_networks(cls, value: str) -> str:
+        """A name that is no network would be ignored without a word, and `*` would believe everybody."""
+        for network in value.split(",") if value else ():
+            ip_network(network.strip())
+        return value

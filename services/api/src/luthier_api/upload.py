@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from multipart import (  # type: ignore[import-untyped]
     parse_options_header,
 )
 
-from luthier_api.errors import NO_RETRY, ApiError, ErrorCode
+from luthier_api.errors import ApiError, ErrorCode
 
 MAX_TEXT_BYTES = 4096
 MAX_PARTS = 16
@@ -37,15 +37,18 @@ class FilePart:
 class Upload:
     """One multipart body. The parts' own content types mean nothing, and so does their order."""
 
-    def __init__(self, content_type: str, body: AsyncIterator[bytes], *, within_s: float) -> None:
-        """The body must be here within so many seconds from the first look at it."""
+    def __init__(
+        self, content_type: str, body: AsyncIterator[bytes], turn: AbstractAsyncContextManager[object]
+    ) -> None:
+        """`turn` is waited for before the body is looked at, and held while its files are read."""
         self.fields: dict[str, str] = {}
-        self._body = _within(body, within_s)
+        self._body = body
         self._content_type = content_type
+        self._turn = turn
 
     async def files(self) -> AsyncGenerator[FilePart, None]:
         """The file parts, in the order of the body. `fields` holds the text parts seen so far."""
-        async with aclosing(self._events()) as events:
+        async with self._turn, aclosing(self._events()) as events:
             async for event in events:
                 assert isinstance(event, MultipartSegment), "a part was not read to its end"
                 if event.filename is not None:
@@ -97,19 +100,3 @@ class Upload:
             self.fields[name] = text.decode()
         except UnicodeDecodeError as error:
             raise ApiError(ErrorCode.INVALID_VALUE, "A text field must be UTF-8.", param=name[:100]) from error
-
-
-async def _within(body: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    """A client that sends a byte now and then would hold its connection for ever."""
-    deadline_s = asyncio.get_running_loop().time() + seconds
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                chunk = await anext(body, None)
-        except TimeoutError as error:
-            message = f"The body was not complete after {seconds:g} s."
-            headers = {**NO_RETRY, "connection": "close"}
-            raise ApiError(ErrorCode.UPLOAD_TIMEOUT, message, headers=headers) from error
-        if chunk is None:
-            return
-        yield chunk

@@ -31,8 +31,8 @@ class EngineAwayError(TransientError):
 
 
 class EngineOverdueError(EngineAwayError):
-    """The engine took the request and said nothing for too long, or there is no connection to spare: what another
-    engine would only meet again."""
+    """The engine took the request and said nothing for too long, or there is no connection to spare, or no time: what
+    another engine would only meet again."""
 
 
 class EngineRefusedError(LuthierError):
@@ -65,6 +65,10 @@ class GenerationClient:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
+    async def break_off(self) -> None:
+        """For a process that ends: every answer that is still being made breaks off, as if its engine had gone."""
+        await self._http.aclose()
+
     async def complete(self, address: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """A whole chat completion. `body` is OpenAI-shaped plus `base`, `adapter` and `project`."""
         async with self.stream(address, {**body, "stream_options": {"include_usage": True}}) as chunks:
@@ -87,6 +91,8 @@ class GenerationClient:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         if (trace := current_traceparent()) is not None:
             headers["traceparent"] = trace
+        if self._http.is_closed:
+            raise EngineOverdueError("this process ends")
         request = self._http.build_request(method, url, json=body, headers=headers)
         try:
             response = await self._http.send(request, stream=True)

@@ -104,8 +104,9 @@ async def record(
 
 async def count_bytes(db: Database, org: str, project: str) -> int:
     """What the project's objects take in all, without those that nobody refers to, or that are still being stored."""
+    # A reference is a text; asked for as one rather than as anything, the sum is made of the index `held` alone.
     mine: list[Doc] = [
-        {"$match": {"org": org, "project": project, "references.0": {"$exists": True}}},
+        {"$match": {"org": org, "project": project, "references.0": {"$gt": ""}}},
         {"$group": {"_id": None, "bytes": {"$sum": "$bytes"}}},
     ]
     found = await db[COLLECTION].aggregate(mine).to_list(1)

@@ -6,12 +6,13 @@ import sys
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from luthier_common.contract.topics import COLLECTIONS
+from luthier_common.contract.events import DELETED
+from luthier_common.contract.lifecycle import FILE, MODEL, Lifecycle
 from luthier_common.kit.errors import LuthierError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.kafka_access import kafka_access
 from luthier_common.kit.logs import start_logs
-from luthier_common.kit.mongo import Database
+from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.servers import open_database
 from luthier_common.kit.settings import RoomSettings
 from luthier_common.kit.stream import Copies, ensure_topics
@@ -22,41 +23,84 @@ LEFT_BEHIND_S = 24 * 3600
 """After so long, a lease that nobody renewed and the presence of a process that is gone are forgotten."""
 DEFAULT_ORG = "org-default"
 DEFAULT_PROJECT = "proj-default"
+_OWNER = [("org", ASCENDING), ("project", ASCENDING)]
+_NEWEST = ("_id", DESCENDING)
+
+
+def _live_phases(life: Lifecycle) -> Doc:
+    return {"phase": {"$in": [phase.name for phase in life.phases if not phase.final]}}
+
+
+LISTED: dict[str, Doc] = {"files": _live_phases(FILE), "jobs": {DELETED: None}, "models": _live_phases(MODEL)}
+"""What users see of a collection. What was deleted stays in it for ever, but not in the indexes of its lists: only a
+query that asks for exactly this can use them."""
 
 
 def _thing_indexes() -> list[IndexModel]:
     return [
         IndexModel([("part", ASCENDING)], name="unsent", partialFilterExpression={"unsent": True}),
         IndexModel([("part", ASCENDING)], name="pend", partialFilterExpression={"pend": True}),
-        IndexModel([("org", ASCENDING), ("project", ASCENDING), ("_id", DESCENDING)], name="by_owner"),
-        IndexModel(
-            [("org", ASCENDING), ("project", ASCENDING), ("end_user", ASCENDING), ("_id", DESCENDING)],
-            name="by_end_user",
-        ),
         IndexModel([("phase", ASCENDING), ("_id", ASCENDING)], name="by_phase"),
         IndexModel([("updated_at", ASCENDING)], name="by_update"),
     ]
 
 
-_OWNER = [("org", ASCENDING), ("project", ASCENDING)]
-_NEWEST = ("_id", DESCENDING)
-JOB_LISTS = [
-    IndexModel([*_OWNER, ("status", ASCENDING), _NEWEST], name="by_status"),
-    IndexModel(
-        [*_OWNER, ("metadata.k", ASCENDING), ("metadata.v", ASCENDING), _NEWEST],
-        name="by_metadata",
-        partialFilterExpression={"metadata.k": {"$exists": True}},
-    ),
-    IndexModel(
-        [*_OWNER, ("phase", ASCENDING)],
-        name="to_be_counted",
-        partialFilterExpression={"phase": {"$in": ["checking", "waiting"]}},
-    ),
-    IndexModel([("release_due", ASCENDING)], name="release_due", partialFilterExpression={"release_due": True}),
-]
-"""What a project's jobs are looked for by, how many of them wait, and whose bytes are to be let go."""
+def _list_indexes(collection: str, *columns: str) -> list[IndexModel]:
+    """For the newest of a project first, of one end user of it, and of those with a certain value of a column."""
+    return [
+        IndexModel(
+            [*_OWNER, *((column, ASCENDING) for column in narrowed), _NEWEST],
+            name="_".join(("listed", *narrowed)),
+            partialFilterExpression=LISTED[collection],
+        )
+        for narrowed in ((), ("end_user",), *((column,) for column in columns))
+    ]
+
+
+_RELEASE_DUE = IndexModel(
+    [("release_due", ASCENDING)], name="release_due", partialFilterExpression={"release_due": True}
+)
 INDEXES: dict[str, list[IndexModel]] = {
-    **{name: _thing_indexes() for name in COLLECTIONS.values()},
+    "jobs": [
+        *_thing_indexes(),
+        *_list_indexes("jobs", "status"),
+        _RELEASE_DUE,
+        IndexModel(
+            [*_OWNER, ("metadata.k", ASCENDING), ("metadata.v", ASCENDING), _NEWEST],
+            name="by_metadata",
+            partialFilterExpression={"metadata.k": {"$exists": True}},
+        ),
+        IndexModel(
+            [*_OWNER, ("phase", ASCENDING)],
+            name="to_be_counted",
+            partialFilterExpression={"phase": {"$in": ["checking", "waiting"]}},
+        ),
+        IndexModel(
+            [("project", ASCENDING), ("model_name", ASCENDING)],
+            name="by_model_name",
+            partialFilterExpression={"model_name": {"$exists": True}},
+        ),
+    ],
+    "files": [
+        *_thing_indexes(),
+        *_list_indexes("files", "filename", "sha256"),
+        _RELEASE_DUE,
+        IndexModel(
+            [("expires_at", ASCENDING)], name="by_expiry", partialFilterExpression={"expires_at": {"$type": "date"}}
+        ),
+    ],
+    "models": [
+        *_thing_indexes(),
+        *_list_indexes("models"),
+        IndexModel([("project", ASCENDING), ("name", ASCENDING)], name="by_name", unique=True),
+        IndexModel([("project", ASCENDING), ("aliases", ASCENDING)], name="by_alias"),
+        IndexModel(
+            [("released", ASCENDING)],
+            name="to_release",
+            partialFilterExpression={"phase": "deleted", "released": False},
+        ),
+    ],
+    "nodes": [*_thing_indexes(), IndexModel([("role", ASCENDING), ("phase", ASCENDING)], name="by_role")],
     "events": [
         IndexModel([("kind", ASCENDING), ("thing", ASCENDING), ("seq", DESCENDING)], name="by_thing", unique=True),
         IndexModel(
@@ -77,7 +121,7 @@ INDEXES: dict[str, list[IndexModel]] = {
     "objects": [
         IndexModel([("references", ASCENDING)], name="by_reference"),
         IndexModel([("touched_at", ASCENDING)], name="by_touch"),
-        IndexModel([("org", ASCENDING), ("project", ASCENDING), ("bytes", ASCENDING)], name="by_project"),
+        IndexModel([*_OWNER, ("references.0", ASCENDING), ("bytes", ASCENDING)], name="held"),
         IndexModel(
             [("intent_until", ASCENDING)],
             name="by_intent",
@@ -115,6 +159,15 @@ INDEXES: dict[str, list[IndexModel]] = {
     "rate_windows": [IndexModel([("expires_at", ASCENDING)], name="ttl", expireAfterSeconds=0)],
     "idempotency": [IndexModel([("expires_at", ASCENDING)], name="ttl", expireAfterSeconds=0)],
 }
+_OF_EVERYTHING = {"by_owner", "by_end_user"}
+FORMER_INDEXES: dict[str, set[str]] = {
+    "jobs": {*_OF_EVERYTHING, "by_status"},
+    "files": {*_OF_EVERYTHING, "by_filename", "by_sha256"},
+    "models": _OF_EVERYTHING,
+    "nodes": _OF_EVERYTHING,
+    "objects": {"by_project"},
+}
+"""Of versions before; others have taken their place."""
 
 
 async def migrate(db: Database) -> int:
@@ -122,23 +175,9 @@ async def migrate(db: Database) -> int:
     for collection, indexes in INDEXES.items():
         await db[collection].create_indexes(indexes)
         await failpoint("migrate.mid_indexes")
-    await db["jobs"].create_indexes(JOB_LISTS)
-    owner = [("org", ASCENDING), ("project", ASCENDING)]
-    await db["files"].create_index([*owner, ("filename", ASCENDING), ("_id", DESCENDING)], name="by_filename")
-    await db["files"].create_index([*owner, ("sha256", ASCENDING), ("_id", DESCENDING)], name="by_sha256")
-    await db["files"].create_index(
-        [("expires_at", ASCENDING)], name="by_expiry", partialFilterExpression={"expires_at": {"$type": "date"}}
-    )
-    await db["models"].create_index([("project", ASCENDING), ("name", ASCENDING)], name="by_name", unique=True)
-    await db["models"].create_index([("project", ASCENDING), ("aliases", ASCENDING)], name="by_alias")
-    await db["models"].create_index(
-        [("released", ASCENDING)], name="to_release", partialFilterExpression={"phase": "deleted", "released": False}
-    )
-    named = {"model_name": {"$exists": True}}
-    await db["jobs"].create_index(
-        [("project", ASCENDING), ("model_name", ASCENDING)], name="by_model_name", partialFilterExpression=named
-    )
-    await db["nodes"].create_index([("role", ASCENDING), ("phase", ASCENDING)], name="by_role")
+    for collection, names in FORMER_INDEXES.items():
+        for name in names & (await db[collection].index_information()).keys():
+            await db[collection].drop_index(name)
     await failpoint("migrate.after_indexes")
     await db["orgs"].update_one({"_id": DEFAULT_ORG}, {"$setOnInsert": {"name": "default"}}, upsert=True)
     await db["projects"].update_one(

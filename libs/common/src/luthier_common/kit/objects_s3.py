@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 PART_BYTES = 8 * 1024 * 1024
+MAX_PUTS = 24
+"""At a time in one process; each may wait long for its bytes, and holds those of one part meanwhile. Others wait."""
+MAX_SENDS = 8
+"""Parts that all of them together have under way."""
+MAX_CONNECTIONS = 32
 # S3 refuses to copy more than 5 GiB in one call; above this, bytes go through us.
 COPY_LIMIT_BYTES = 4 * 1024**3
 EMPTY_RANGE = {"416", "InvalidRange"}
@@ -59,8 +64,12 @@ async def open_store(url: str, access: S3Access) -> AsyncIterator[ObjectStore]:
         aws_access_key_id=access.access_key_id, aws_secret_access_key=access.secret_access_key, region_name=region
     )
     verify = str(access.ca_file) if access.ca_file else None
-    async with session.client("s3", endpoint_url=endpoint, verify=verify, config=_config(endpoint)) as client:
-        yield S3Objects(client, parts.netloc, f"{prefix}/" if prefix else "")
+
+    def connect() -> AbstractAsyncContextManager["S3Client"]:
+        return session.client("s3", endpoint_url=endpoint, verify=verify, config=_config(endpoint))
+
+    async with connect() as client, connect() as reader:
+        yield S3Objects(client, reader, parts.netloc, f"{prefix}/" if prefix else "")
 
 
 def _config(endpoint: str | None) -> AioConfig:
@@ -71,18 +80,23 @@ def _config(endpoint: str | None) -> AioConfig:
         response_checksum_validation="when_required",
         connect_timeout=5,
         read_timeout=30,
-        max_pool_connections=32,
+        max_pool_connections=MAX_CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": 4},
         s3={"addressing_style": "path"} if endpoint else {},
     )
 
 
 class S3Objects(ObjectStore):
-    """Objects of one bucket below a prefix."""
+    """Objects of one bucket below a prefix.
+
+    What is read comes through `reader`, with connections of its own: each is held for as long as whoever reads takes,
+    and nothing else waits for it.
+    """
 
     def __init__(
         self,
         client: "S3Client",
+        reader: "S3Client",
         bucket: str,
         prefix: str,
         *,
@@ -90,8 +104,11 @@ class S3Objects(ObjectStore):
         copy_limit_bytes: int = COPY_LIMIT_BYTES,
     ) -> None:
         self._client = client
+        self._reader = reader
         self._bucket = bucket
         self._prefix = prefix
+        self._puts = asyncio.Semaphore(MAX_PUTS)
+        self._sends = asyncio.Semaphore(MAX_SENDS)
         self._part_bytes = part_bytes
         self._copy_limit_bytes = copy_limit_bytes
 
@@ -118,8 +135,12 @@ class S3Objects(ObjectStore):
         return num_swept
 
     async def _put(self, key: str, chunks: AsyncIterator[bytes], if_absent: bool) -> Stored:
+        async with self._puts:
+            return await self._put_in_turn(key, chunks, if_absent)
+
+    async def _put_in_turn(self, key: str, chunks: AsyncIterator[bytes], if_absent: bool) -> Stored:
         digest, num_bytes = hashlib.sha256(), 0
-        upload = Upload(self._client, self._bucket, self._prefix + key)
+        upload = Upload(self._client, self._bucket, self._prefix + key, self._sends)
         try:
             async for part in cut_parts(chunks, self._part_bytes):
                 await asyncio.to_thread(digest.update, part)
@@ -175,10 +196,10 @@ class S3Objects(ObjectStore):
         with translated(key):
             try:
                 if start == 0 and end is None:
-                    found = await self._client.get_object(Bucket=self._bucket, Key=path)
+                    found = await self._reader.get_object(Bucket=self._bucket, Key=path)
                 else:
                     last = "" if end is None else str(end - 1)
-                    found = await self._client.get_object(Bucket=self._bucket, Key=path, Range=f"bytes={start}-{last}")
+                    found = await self._reader.get_object(Bucket=self._bucket, Key=path, Range=f"bytes={start}-{last}")
             except ClientError as error:
                 if error_code(error) in EMPTY_RANGE:
                     return

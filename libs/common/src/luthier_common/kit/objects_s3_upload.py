@@ -51,9 +51,11 @@ class Upload:
     `upload_id` is set while the server holds parts of it; `mark` tells the object that we made from one by others.
     """
 
-    def __init__(self, client: "S3Client", bucket: str, path: str) -> None:
+    def __init__(self, client: "S3Client", bucket: str, path: str, sends: asyncio.Semaphore) -> None:
+        """`sends` are the turns of all uploads to have a part under way."""
         self._client = client
         self._bucket = bucket
+        self._sends = sends
         self._tasks: list[asyncio.Task[str]] = []
         self._etags: list[str] = []
         self.path = path
@@ -77,11 +79,14 @@ class Upload:
         await failpoint("objects_s3.after_begin")
 
     async def send(self, part: bytes) -> None:
-        """Hands over the next part; waits while PARTS_IN_FLIGHT are under way."""
+        """Hands over the next part; waits while PARTS_IN_FLIGHT are under way, or others have all turns."""
         if len(self._tasks) == PARTS_IN_FLIGHT:
             await self._collect()
+        await self._sends.acquire()
         number = len(self._etags) + len(self._tasks) + 1
-        self._tasks.append(asyncio.create_task(self._send_one(number, part)))
+        task = asyncio.create_task(self._send_one(number, part))
+        task.add_done_callback(lambda _: self._sends.release())
+        self._tasks.append(task)
 
     async def complete(self, if_absent: bool) -> None:
         assert self.upload_id is not None

@@ -6,6 +6,7 @@ from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from luthier_api.around.failed import address_of
 from luthier_api.audit import AuditLog
 from luthier_api.domain import Principal
 from luthier_api.errors import ApiError, ErrorCode
@@ -62,7 +63,7 @@ class Auditing(ASGIMiddleware):
 
 
 def audited(scope: Scope, principal: Principal | None, status: int, code: str | None) -> Doc:
-    """Who did what to which thing, and how it ended."""
+    """Who did what to which thing, from where, and how it ended."""
     state: dict[str, Any] = scope["state"]
     things = "/".join(str(thing).strip("/") for thing in scope.get("path_params", {}).values())
     return {
@@ -70,6 +71,7 @@ def audited(scope: Scope, principal: Principal | None, status: int, code: str | 
         "project": principal.project if principal else None,
         "key": principal.key_id if principal else None,
         "end_user": principal.end_user if principal else None,
+        "address": address_of(scope),
         "request_id": request_id_of(scope),
         "operation": str(scope["route_handler"].opt.get(OPERATION, "unknown")),
         "thing": without_keys(things)[:MAX_THING] or None,

@@ -1,18 +1,57 @@
-"""A request's body where it is known by what it holds, in bounds of size and time."""
+"""Requests' bodies in bounds of size and time, and what a body is known by."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar.types import HTTPRequestEvent, Receive, Scope
+from litestar.enums import ScopeType
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPRequestEvent, Receive, Scope, Send
 
 from luthier_api.errors import NO_RETRY, ApiError, ErrorCode
 from luthier_api.idempotency import BodyFingerprint, Fingerprint, FormFingerprint, fingerprint_for
 from luthier_api.middleware import header_of
 
-MAX_BUFFERED_BYTES = 16 * 1024 * 1024
+MAX_BUFFERED_BYTES = 1024 * 1024
+"""Of a body that is no form, where the route takes forms of any size: it will be refused for what it is."""
 HANG_UP = {**NO_RETRY, "connection": "close"}
+
+
+class Bodies(ASGIMiddleware):
+    """Ends requests whose body does not come: what has come is held in memory, or holds a place among the uploads."""
+
+    scopes = (ScopeType.HTTP,)
+
+    def __init__(self, *, form_s: float, other_s: float) -> None:
+        """So many seconds after the first look at it the body is there: a form, or any other."""
+        self._form_s = form_s
+        self._other_s = other_s
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        kind = (header_of(scope, b"content-type") or b"").lstrip().lower()
+        within_s = self._form_s if kind.startswith(b"multipart/") else self._other_s
+        await next_app(scope, _in_time(receive, within_s), send)
+
+
+def _in_time(receive: Receive, within_s: float) -> Receive:
+    """Raises ApiError when the body takes longer. Behind it, only the client's leaving is waited for, without end."""
+    deadline_s: float | None = None
+    is_complete = False
+
+    async def receive_in_time() -> HTTPReceiveMessage:
+        nonlocal deadline_s, is_complete
+        if is_complete:
+            return await receive()  # type: ignore[return-value]
+        deadline_s = deadline_s or asyncio.get_running_loop().time() + within_s
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                message = await receive()
+        except TimeoutError as error:
+            told = f"The body was not complete after {within_s:g} s."
+            raise ApiError(ErrorCode.UPLOAD_TIMEOUT, told, headers=HANG_UP) from error
+        is_complete = not (message["type"] == "http.request" and message["more_body"])
+        return message  # type: ignore[return-value]
+
+    return receive_in_time
 
 
 class Body:
@@ -51,19 +90,9 @@ class Body:
         return self.digest()
 
 
-@asynccontextmanager
-async def in_time(within_s: float) -> AsyncIterator[None]:
-    """ApiError when a body takes longer to come."""
-    try:
-        async with asyncio.timeout(within_s):
-            yield
-    except TimeoutError as error:
-        message = f"The body was not complete after {within_s:g} s."
-        raise ApiError(ErrorCode.UPLOAD_TIMEOUT, message, headers=HANG_UP) from error
-
-
 async def read_body(scope: Scope, receive: Receive) -> Body:
     """Multipart bodies may be large and are fingerprinted while they pass; any other is read first."""
+    most_bytes = scope["route_handler"].resolve_request_max_body_size() or MAX_BUFFERED_BYTES  # type: ignore[union-attr]
     fingerprint = fingerprint_for((header_of(scope, b"content-type") or b"").decode("latin-1"))
     if isinstance(fingerprint, FormFingerprint):
         return Body(receive, fingerprint, None)
@@ -75,7 +104,7 @@ async def read_body(scope: Scope, receive: Receive) -> Body:
             raise ApiError(ErrorCode.CLIENT_GONE, "The client hung up.")
         body += message["body"]
         is_complete = not message["more_body"]
-        if len(body) > MAX_BUFFERED_BYTES:
-            raise ApiError(ErrorCode.TOO_LARGE, ErrorCode.TOO_LARGE.sentence)
+        if len(body) > most_bytes:
+            raise ApiError(ErrorCode.TOO_LARGE, ErrorCode.TOO_LARGE.sentence, headers=HANG_UP)
     fingerprint.feed(bytes(body))
     return Body(receive, fingerprint, bytes(body))

@@ -52,6 +52,7 @@ class FailedKeys:
 
 
 def address_of(scope: Scope) -> str:
-    """The client's address as the connection has it: what a header claims is not believed."""
+    """The client's address as the connection has it, or as a proxy says that the settings name: nobody else's header is
+    believed."""
     client = scope.get("client")
     return str(client[0]) if client else _NO_ADDRESS

@@ -13,7 +13,7 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier_api.around.audit import REPLAYED
-from luthier_api.around.bodies import Body, in_time, read_body
+from luthier_api.around.bodies import Body, read_body
 from luthier_api.around.connections import UNMARKED_CLIENTS, Connections
 from luthier_api.domain import Principal
 from luthier_api.errors import ApiError, ErrorCode
@@ -38,8 +38,8 @@ from luthier_common.kit.mongo import OUTAGES
 log = logging.getLogger(__name__)
 CORE, REPEAT = "core", "repeat"
 ANSWER, FORGOTTEN, STORED = "answer", "forgotten", "stored"
-"""A route whose answers hold what a model said tells what becomes of them: they are not kept here. `stored` ones are
-read again by the route itself, which hears `DONE_BEFORE`."""
+"""A route whose answers hold what a model said, or what a user may have deleted since, tells what becomes of them: they
+are not kept here. `stored` ones are read again by the route itself, which hears `DONE_BEFORE`."""
 DONE_BEFORE = "done_before"
 RETRY = "retry"
 """Whether the request was begun before, with this key, and did not come to an end: what it asks for may be done."""
@@ -59,15 +59,12 @@ class Idempotency(ASGIMiddleware):
     scopes = (ScopeType.HTTP,)
     exclude_opt_key = PUBLIC
 
-    def __init__(
-        self, reservations: Reservations, connections: Connections, clock: Clock, *, most_bytes: int, within_s: float
-    ) -> None:
-        """No body that is read here, rather than by a handler, is larger than that or takes longer."""
+    def __init__(self, reservations: Reservations, connections: Connections, clock: Clock, *, most_bytes: int) -> None:
+        """No form that is read here, rather than by a handler, is larger than that."""
         self._reservations = reservations
         self._connections = connections
         self._clock = clock
         self._most_bytes = most_bytes
-        self._within_s = within_s
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         is_post = scope["method"] == "POST"  # type: ignore[typeddict-item]
@@ -80,9 +77,7 @@ class Idempotency(ASGIMiddleware):
         else:
             route = f"{scope['path']}?{scope['query_string']!r}"
             name = reservation_name((principal.key_id, principal.end_user), route, key)
-            async with in_time(self._within_s):
-                body = await read_body(scope, receive)
-            await self._keyed(name, body, scope, send, next_app)
+            await self._keyed(name, await read_body(scope, receive), scope, send, next_app)
 
     async def _keyed(self, name: str, body: Body, scope: Scope, send: Send, next_app: ASGIApp) -> None:
         run = secrets.token_hex(8)
@@ -95,8 +90,7 @@ class Idempotency(ASGIMiddleware):
             await failpoint("idempotency.after_take")
             await self._execute(name, run, held, body, scope, send, next_app)
         else:
-            async with in_time(self._within_s):
-                fingerprint = await body.read_to_end(self._most_bytes)
+            fingerprint = await body.read_to_end(self._most_bytes)
             if is_reused(held.fingerprint, fingerprint):
                 raise _reused()
             if held.body is None and scope["route_handler"].opt.get(ANSWER) == STORED:
@@ -131,8 +125,9 @@ class Idempotency(ASGIMiddleware):
             """Before the answer goes out. If it fails, the repetition is executed with the same core."""
             try:
                 await failpoint("idempotency.before_keep")
-                if answer.is_final and body.digest() is not None:
-                    kept = None if is_private and answer.status < 400 else answer.kept_body
+                is_secret = is_private and answer.status < 400 and answer.is_complete
+                if (answer.is_final or is_secret) and body.digest() is not None:
+                    kept = None if is_secret else answer.kept_body
                     await self._reservations.finish(name, run, body.digest(), answer.status, kept)
                 else:
                     await self._reservations.leave(name, run, body.digest())
@@ -193,6 +188,7 @@ class _Answer:
         self._body = bytearray()
         self._is_passing = False
         self.status = 0
+        self.is_complete = False
         self.is_final = False
         self.kept_body: bytes | None = None
         self.before_sending: Any = None
@@ -209,7 +205,8 @@ class _Answer:
                 return
         elif message["type"] == "http.response.body":
             self._body += message["body"]
-            if message["more_body"] and len(self._body) <= MAX_KEPT_BYTES:
+            self.is_complete = not message["more_body"]
+            if not self.is_complete and len(self._body) <= MAX_KEPT_BYTES:
                 return
             self._decide()
         self._is_passing = True

@@ -45,9 +45,9 @@ class JobCreation:
                 self._queue.made()
 
     async def _create(self, wanted: WantedJob, sent: Sent) -> Doc:
-        base = await self._jobs.find_base(wanted)
         if sent.core is not None and (known := await self._find(sent.core)) is not None:
             return known
+        base = await self._jobs.find_base(wanted)
         fresh = sent.core or sent.repeat.fresh
         held, reserved = await asyncio.gather(
             self._hold(wanted, fresh), self._reserve(sent, fresh), return_exceptions=True

@@ -9,6 +9,7 @@ from luthier_api.services.checkpoint_files import find_checkpoint_file
 from luthier_api.services.incoming import Incoming
 from luthier_api.settings import ApiSettings
 from luthier_api.store import END_OF_FILE, Repository, release_bytes
+from luthier_api.turns import Turns
 from luthier_api.upload import Upload
 from luthier_api.wire.checkpoints import read_weights_file_id
 from luthier_common.contract.events import FileDeleted, FileUploaded
@@ -32,13 +33,20 @@ class FileService:
     """Files of one principal, for one request."""
 
     def __init__(
-        self, repository: Repository, db: Database, objects: ObjectStore, clock: Clock, settings: ApiSettings
+        self,
+        repository: Repository,
+        db: Database,
+        objects: ObjectStore,
+        clock: Clock,
+        settings: ApiSettings,
+        downloads: Turns,
     ) -> None:
         self._repository = repository
         self._db = db
         self._objects = objects
         self._clock = clock
         self._settings = settings
+        self._downloads = downloads
 
     async def create(self, upload: Upload, core: str | None = None) -> Doc:
         """Store the file while it arrives. What is refused leaves nothing behind.
@@ -64,10 +72,21 @@ class FileService:
         return await self._repository.list_files(page.after_a(FILE_PREFIX), wanted)
 
     async def content(self, file_id: str) -> tuple[Doc, AsyncIterator[bytes]]:
+        """The file and its bytes, which hold one of the key's turns until they have been read."""
         file = await self.get(file_id)
         if await self._objects.head(file["object_key"]) is None:
             raise not_found("File object", file_id)
-        return file, self._objects.get(file["object_key"])
+        chunks = self._read(file["object_key"])
+        await anext(chunks)
+        return file, chunks
+
+    async def _read(self, key: str) -> AsyncIterator[bytes]:
+        """The first piece is empty: whoever has it holds a turn, and gives it back however the reading ends."""
+        refusal = ApiError(ErrorCode.TOO_MANY_DOWNLOADS, ErrorCode.TOO_MANY_DOWNLOADS.sentence)
+        with self._downloads.taken(self._repository.principal.key_id, refusal):
+            yield b""
+            async for chunk in self._objects.get(key):
+                yield chunk
 
     async def delete(self, file_id: str, *, is_retry: bool = False) -> str:
         """The file is gone for users at once; its bytes stay while a job refers to them."""

@@ -61,6 +61,10 @@ class _Work:
     messages: list[Doc]
     body: dict[str, Any]
 
+    def body_without(self, num_dropped: int) -> dict[str, Any]:
+        """For an engine, without so many of the oldest turns."""
+        return {**self.body, "messages": without_oldest(self.messages, num_dropped)}
+
 
 class ResponseService:
     """Responses as one principal sees them, for one request."""
@@ -82,7 +86,7 @@ class ResponseService:
         if self._again.is_done:
             raise not_kept()
         work = await self._prepare(wanted, response_id)
-        answer = await _fitting(work, self._engines.complete)
+        answer = await self._ask(work, self._engines.complete)
         choice = answer["choices"][0]
         text, reason = choice["message"]["content"] or "", choice["finish_reason"]
         done = ended(work.response, work.message_id, text, reason, answer["usage"], self._clock.now())
@@ -92,7 +96,7 @@ class ResponseService:
     async def stream(self, wanted: WantedResponse, view: View) -> AsyncIterator[bytes]:
         """The events of the response; what is refused is refused before the first."""
         work = await self._prepare(wanted)
-        return self._events(work, await _fitting(work, self._engines.chunks), view)
+        return self._events(work, await self._ask(work, self._engines.chunks), view)
 
     async def get(self, response_id: str) -> Doc:
         response = await self._store.find(response_id)
@@ -137,6 +141,7 @@ class ResponseService:
             "input": [{"id": new_id(MESSAGE_PREFIX, now), **item} for item in wanted.items],
             "output": [],
             "usage": None,
+            "num_dropped": 0,
         }
         instructions = wanted.asked["instructions"]
         messages = [{"role": "system", "content": instructions}] if instructions else []
@@ -153,6 +158,43 @@ class ResponseService:
             message = f"Previous response with id '{str(last_id)[:200]}' not found, or what it goes on from."
             raise ApiError(ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND, message, param="previous_response_id")
         return turns
+
+    async def _ask(self, work: _Work, ask: Callable[[Served, dict[str, Any]], Awaitable[_T]]) -> _T:
+        """The engine's answer; with truncation `auto` the oldest turns are left out, as few as must be."""
+        try:
+            return await ask(work.served, work.body_without(0))
+        except ApiError as error:
+            if error.error is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or work.response["asked"]["truncation"] != AUTO:
+                raise error.naming(_PARAMS) from error
+        try:
+            body = work.body_without(await self._fewest_to_drop(work))
+            work.response["num_dropped"] = len(work.messages) - len(body["messages"])
+            return await ask(work.served, body)
+        except ApiError as error:
+            raise error.naming(_PARAMS) from error
+
+    async def _fewest_to_drop(self, work: _Work) -> int:
+        """How many of the oldest turns; never the last one."""
+        too_few, enough, most = 0, 1, len(_turns_of(work.messages)) - 1
+        while enough < most and not await self._fits(work, enough):
+            too_few, enough = enough, min(2 * enough, most)
+        while enough - too_few > 1:
+            between = (too_few + enough) // 2
+            if await self._fits(work, between):
+                enough = between
+            else:
+                too_few = between
+        return min(enough, most)
+
+    async def _fits(self, work: _Work, num_dropped: int) -> bool:
+        """Whether an engine takes the rest: it is asked for one token of an answer, which is thrown away."""
+        try:
+            await self._engines.complete(work.served, {**work.body_without(num_dropped), "max_completion_tokens": 1})
+        except ApiError as error:
+            if error.error is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+                raise
+            return False
+        return True
 
     async def _events(
         self, work: _Work, chunks: AsyncGenerator[dict[str, Any], None], view: View
@@ -213,24 +255,13 @@ class _Said:
         return ended(work.response, work.message_id, self.text, self.reason, self.usage, clock.now())
 
 
-async def _fitting(work: _Work, ask: Callable[[Served, dict[str, Any]], Awaitable[_T]]) -> _T:
-    """The engine's answer; with truncation `auto` the oldest turns are left out until the rest fits the context."""
-    num_turns = sum(message["role"] in _TURNS for message in work.messages)
-    num_dropped = 0
-    while True:
-        messages = without_oldest(work.messages, num_dropped)
-        try:
-            return await ask(work.served, {**work.body, "messages": messages})
-        except ApiError as error:
-            is_fitted = work.response["asked"]["truncation"] != AUTO or num_dropped >= num_turns - 1
-            if error.error is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or is_fitted:
-                raise error.naming(_PARAMS) from error
-        num_dropped = min(max(1, 2 * num_dropped), num_turns - 1)
+def _turns_of(messages: list[Doc]) -> list[int]:
+    return [index for index, message in enumerate(messages) if message["role"] in _TURNS]
 
 
 def without_oldest(messages: list[Doc], count: int) -> list[Doc]:
     """The messages without the oldest so many turns, nor an answer whose question went; what the system says stays."""
-    turns = [index for index, message in enumerate(messages) if message["role"] in _TURNS]
+    turns = _turns_of(messages)
     gone = set(turns[:count])
     for index in turns[count:-1] if count else []:
         if messages[index]["role"] == "user":

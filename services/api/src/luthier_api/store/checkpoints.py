@@ -5,9 +5,10 @@ The ledger says which bytes are there: whoever removes a checkpoint drops its re
 
 from collections.abc import Sequence
 
-from luthier_api.store.repository import NOT_DELETED, Repository
+from luthier_api.store.repository import Repository
 from luthier_common.contract.topics import Kind
 from luthier_common.kit import ledger
+from luthier_common.kit.migrate import LISTED
 from luthier_common.kit.mongo import Doc
 
 SAVED = "CheckpointSaved"
@@ -17,7 +18,7 @@ _ROW_FIELDS = dict.fromkeys(("thing", "seq", "generation", "at", "body"), 1)
 
 async def find_job_named(repository: Repository, model_name: str) -> Doc | None:
     """The job whose model has, or would have, this name. With a deleted job go its checkpoints."""
-    query = {"model_name": model_name, **repository.wall, **NOT_DELETED}
+    query = {"model_name": model_name, **repository.wall, **LISTED["jobs"]}
     return await repository.db["jobs"].find_one(query, _JOB_FIELDS)
 
 

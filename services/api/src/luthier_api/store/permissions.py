@@ -61,13 +61,20 @@ async def revoke_checkpoints(db: Database, job: Doc) -> None:
 
 
 async def lender_of(repository: Repository, name: str) -> Repository | None:
-    """A view of the project that lets this one call its model: only to read what the model is made of."""
+    """A view of the project that lets this one call its model: only to read what the model is made of.
+
+    An archived project lends nothing: nobody could take it back.
+    """
     principal = repository.principal
     key: Doc = {"org": principal.org, "name": name, "project": principal.project}
     granted = await repository.db[COLLECTION].find_one(key, {"owner_project": 1})
-    if granted is None:
+    if granted is None or await _is_archived(repository.db, granted["owner_project"]):
         return None
     return Repository(repository.db, replace(principal, project=granted["owner_project"], end_user=None), "")
+
+
+async def _is_archived(db: Database, project: str) -> bool:
+    return await db["projects"].find_one({"_id": project, "archived_at": {"$ne": None}}, {"_id": 1}) is not None
 
 
 def _mine(repository: Repository, name: str) -> Doc:

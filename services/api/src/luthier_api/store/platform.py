@@ -38,7 +38,7 @@ class PlatformStore:
 
     async def find_unreleased_files(self, most: int) -> list[str]:
         """Deleted files whose bytes a crash kept from being let go."""
-        return await self._ids({"phase": "deleted", RELEASE_DUE: True}, most)
+        return await self._ids({RELEASE_DUE: True}, most)
 
     async def _ids(self, query: Doc, most: int) -> list[str]:
         return [file["_id"] async for file in self._db["files"].find(query, {"_id": 1}).limit(most)]

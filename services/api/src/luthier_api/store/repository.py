@@ -15,6 +15,7 @@ from luthier_api.wire import jobs as job_wire
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import DELETED, Fact
 from luthier_common.journal.advance import Advanced, advance, create
+from luthier_common.kit.migrate import LISTED
 from luthier_common.kit.mongo import Database, Doc
 
 FILE_FIELDS = dict.fromkeys(file_wire.FIELDS, 1)
@@ -22,8 +23,6 @@ JOB_FIELDS = dict.fromkeys(job_wire.FIELDS, 1)
 MODEL_FIELDS = dict.fromkeys(
     ("name", "org", "base", "base_digest", "job", "blob", "weights_files", "phase", "created_at"), 1
 )
-VISIBLE = ("staged", "published")
-NOT_DELETED: Doc = {DELETED: None}
 
 
 class Repository:
@@ -85,7 +84,7 @@ class Repository:
     # Jobs
 
     async def find_job(self, job_id: str, fields: Mapping[str, int] = JOB_FIELDS) -> Doc | None:
-        return await self.db["jobs"].find_one({"_id": job_id, **self.wall, **NOT_DELETED}, fields)
+        return await self.db["jobs"].find_one({"_id": job_id, **self.wall, **LISTED["jobs"]}, fields)
 
     async def find_made_job(self, job_id: str, fields: Mapping[str, int] = JOB_FIELDS) -> Doc | None:
         """A job that was made, deleted since or not: only for who asks what became of a request."""
@@ -97,7 +96,7 @@ class Repository:
 
     async def list_jobs(self, page: Page, wanted: Doc) -> list[Doc]:
         """One more than the page holds, if there are more. `wanted` is what `JobFilter.query` has made."""
-        return await self._page("jobs", {**self.wall, **NOT_DELETED, **wanted}, page, JOB_FIELDS)
+        return await self._page("jobs", {**self.wall, **LISTED["jobs"], **wanted}, page, JOB_FIELDS)
 
     async def count_waiting_jobs(self, most: int) -> int:
         """Of the whole project: a limit for each end user would be none, since callers make them up."""
@@ -146,7 +145,7 @@ class Repository:
         return await self.db["bases"].find(query).sort("_id", 1).limit(most).to_list(most or None)
 
     def _visible(self, query: Doc) -> Doc:
-        return {**query, **self.wall, "phase": {"$in": list(VISIBLE)}}
+        return {**query, **self.wall, **LISTED["models"]}
 
     async def _succeeded(self, models: Sequence[Doc]) -> list[Doc]:
         """Publishing follows success; between the two a staged model is visible by its job."""
@@ -158,7 +157,7 @@ class Repository:
         return [model for model in models if model["phase"] == "published" or model["job"] in done]
 
     def _live(self, query: Doc) -> Doc:
-        return {**query, **self.wall, "phase": {"$ne": "deleted"}}
+        return {**query, **self.wall, **LISTED["files"]}
 
     async def _page(self, collection: str, query: Doc, page: Page, fields: Doc) -> list[Doc]:
         """Ids sort by time, so an id is a cursor even when its thing has been deleted."""

@@ -51,6 +51,7 @@ class AuditLogObject(TypedDict):
     status: int
     code: str | None
     end_user: str | None
+    address: str | None
     request_id: str
     replayed: bool
     hash: str
@@ -69,6 +70,7 @@ def audit_log_object(row: Doc) -> AuditLogObject:
         "status": row["status"],
         "code": row["code"],
         "end_user": row["end_user"],
+        "address": row.get("address"),
         "request_id": row["request_id"],
         "replayed": row["replayed"],
         "hash": row["hash"],

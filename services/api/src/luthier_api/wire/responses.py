@@ -79,7 +79,9 @@ class TextConfig(TypedDict):
 
 
 class ResponseObject(TypedDict):
-    """`output_text` is the text of all output together."""
+    """`output_text` is the text of all output together. `x_dropped_messages` is how many of the oldest messages were
+    left out, where `truncation` is `auto` and not all of them fit.
+    """
 
     id: str
     object: Literal["response"]
@@ -113,6 +115,7 @@ class ResponseObject(TypedDict):
     safety_identifier: str | None
     prompt_cache_key: str | None
     service_tier: Literal["default"]
+    x_dropped_messages: int
 
 
 def response_object(response: Doc, view: View) -> ResponseObject:
@@ -153,6 +156,7 @@ def response_object(response: Doc, view: View) -> ResponseObject:
         "safety_identifier": asked["safety_identifier"],
         "prompt_cache_key": asked["prompt_cache_key"],
         "service_tier": "default",
+        "x_dropped_messages": response.get("num_dropped", 0),
     }
 
 

@@ -8,6 +8,7 @@ from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
+from luthier_api.around.idempotency import STORED
 from luthier_api.deps import AnyRequest, Services
 from luthier_api.dialects.openai.create import CreateJob, wanted_job
 from luthier_api.dialects.openai.fields import MAX_METADATA
@@ -37,6 +38,7 @@ class JobsController(Controller):
         summary="Create a job",
         scope=Scope.JOBS_WRITE,
         status_code=200,
+        answer=STORED,
         repeat=True,
     )
     async def create(self, data: JSONBody[CreateJob], services: NamedDependency[Services]) -> JobObject:

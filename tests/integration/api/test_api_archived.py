@@ -1,0 +1,83 @@
+"""A project that was archived lends nothing any more, and an operator can take away what it has stored."""
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+import pytest
+
+from builders.engines import Engine, joined
+from builders.waiting import until
+from integration.api.conftest import TINY, Api
+from integration.api.tenants import Tenant, settled
+from luthier_common.kit.migrate import LISTED
+
+ASKED = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+async def tenant(api: Api) -> Tenant:
+    return await settled(api)
+
+
+async def _colleague(tenant: Tenant) -> str:
+    """A key of the project that the tenant lends its checkpoint to; it administrates the organisation too."""
+    [lent] = await tenant.api.db["checkpoint_permissions"].find({"owner_project": tenant.project}).to_list(None)
+    return await tenant.api.new_key("admin", project=lent["project"], org=tenant.org)
+
+
+async def _archive(tenant: Tenant, colleague: str) -> None:
+    async with tenant.api.http(colleague) as http:
+        answer = await http.post(f"/v1/organization/projects/{tenant.project}/archive")
+        assert answer.status_code == 200, answer.text
+
+
+async def _erase(api: Api, mongo_url: str, project: str) -> tuple[int | None, str]:
+    env = {
+        "PATH": os.environ["PATH"],
+        "LUTHIER_HOME": str(api.home),
+        "LUTHIER_MONGO_URL": mongo_url,
+        "LUTHIER_MONGO_DATABASE": api.db.name,
+        "LUTHIER_KAFKA_URL": "127.0.0.1:1",
+        "LUTHIER_OBJECTS_URL": f"file://{api.home}/objects",
+    }
+    words = ("-m", "luthier_api.admin", "projects", "erase", project)
+    process = await asyncio.create_subprocess_exec(sys.executable, *words, env=env, stdout=-1, stderr=-1)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, (out + err).decode()
+
+
+async def test_a_model_that_was_lent_goes_with_its_project(tenant: Tenant) -> None:
+    api, colleague = tenant.api, await _colleague(tenant)
+    body = {"model": tenant.things["checkpoint"], **ASKED}
+    async with joined(api.db, Engine("engine-archived"), TINY), api.http(colleague) as http:
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+        await _archive(tenant, colleague)
+        refused = await http.post("/v1/chat/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_an_operator_erases_what_an_archived_project_has_stored(tenant: Tenant, mongo_url: str) -> None:
+    """A second job still waits; it is cancelled, and everything is let go."""
+    api, ours = tenant.api, {"org": tenant.org, "project": tenant.project}
+    async with tenant.http() as http:
+        wanted = {"model": TINY, "training_file": tenant.things["file_id"]}
+        assert (await http.post("/v1/fine_tuning/jobs", json=wanted)).status_code == 200
+    status, told = await _erase(api, mongo_url, tenant.project)
+    assert (status, "is not archived" in told) == (1, True), "its keys work: it would fill again"
+    await _archive(tenant, await _colleague(tenant))
+    status, told = await _erase(api, mongo_url, tenant.project)
+    assert (status, "is erased" in told) == (0, True), told
+
+    for name, listed in LISTED.items():
+        assert await api.db[name].find_one({**ours, **listed}) is None, name
+    assert await api.db["responses"].count_documents(ours) == 0
+    assert await api.db["checkpoint_permissions"].count_documents({"owner_project": tenant.project}) == 0
+
+    async def is_let_go() -> Any:
+        return await api.db["objects"].find_one({**ours, "references.0": {"$exists": True}}) is None
+
+    await until(is_let_go, what="nothing refers to what it stored")
+    assert (await _erase(api, mongo_url, tenant.project))[0] == 0, "once more changes nothing"
+    assert (await _erase(api, mongo_url, "proj-none"))[0] == 1
