@@ -10,13 +10,13 @@ import pytest
 
 from builders.bases import make_tiny_base
 from builders.jobs import JobStory
-from luthier_common.contract import events as f
 from luthier_common.kit.bases import BaseMissingError, find_base, find_pinned
 from luthier_common.kit.mongo import Database
 from luthier_inference.engines import BaseUnloadableError, EngineLoadingError
+from luthier_registry.store import Store
 
 MakeArtifact = Callable[..., Awaitable[Any]]
-Stage = Callable[[f.Blob], Awaitable[JobStory]]
+Stage = Callable[..., Awaitable[JobStory]]
 
 
 async def test_a_model_answers_on_the_bundle_that_it_was_trained_on(
@@ -132,3 +132,22 @@ async def test_a_model_that_cannot_be_tried_is_published_untried_in_the_end(
     skipped = next(entry for entry in doc["outbox"] if entry["type"] == "ServingSkipped")
     assert skipped["data"]["reason"].endswith("last for engine_failed")
     assert skipped["actor"]["room"] == "inference"
+
+
+async def test_a_model_whose_base_rests_waits_as_long_as_any_other(
+    db: Database, make_room: Any, publish: Any, stage: Stage, make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    """The registry is told that an engine serves the base, and leaves the model to it."""
+    room = make_room(default_base="tiny", verify_patience_s=0.001)
+    broken = make_tiny_base(tmp_path / "resting", seed=93)
+    config = json.loads((broken / "config.json").read_bytes())
+    (broken / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
+    story = await stage((await make_artifact(seed=25)).blob, "resting", await publish("resting", broken))
+    await room.verifier.look()
+    await room.node.renew()
+    assert "resting" not in await room.ready()
+    assert "resting" in await Store(db).served_names()
+    assert (await story.doc())["phase"] == "staged"
+    await room.verifier.look()
+    skipped = next(entry for entry in (await story.doc())["outbox"] if entry["type"] == "ServingSkipped")
+    assert skipped["data"]["reason"].endswith("last for base_not_ready")

@@ -35,7 +35,7 @@ class Here(NamedTuple):
 
     client: httpx2.AsyncClient
     engine: Engine
-    pool: EnginePool
+    serving: Serving
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def here(db: Database, catalogue: str, objects: ObjectStore, tiny_base: Pa
         async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=60, limits=limits) as client:
             async with serving.base("tiny") as base:
                 engine = base.engine
-            yield Here(client, engine, pool)
+            yield Here(client, engine, serving)
     await pool.close()
 
 
@@ -75,5 +75,5 @@ async def test_answers_that_nobody_waits_for_are_not_made(here: Here, stream: bo
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await until(none_is_left, within_s=2)
-    await asyncio.wait_for(here.pool.idle.wait(), 2)
+    await asyncio.wait_for(here.serving.idle.wait(), 2)
     assert (await here.client.post("", json={**BODY, "max_tokens": 3})).status_code == 200

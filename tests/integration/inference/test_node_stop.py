@@ -2,15 +2,19 @@
 
 import asyncio
 import signal
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from builders.engine_faults import in_each_forward
 from builders.inference_room import BODY
 from builders.waiting import until
 from luthier_common.kit.mongo import Database
 from luthier_inference.chat import error_to_wire, parse_chat
 from luthier_inference.serving import EngineDrainingError
+from luthier_inference.watch import EngineLostError, EngineWatch
 
 
 @pytest.mark.usefixtures("catalogue")
@@ -39,6 +43,42 @@ async def test_a_node_waits_so_long_and_no_longer(make_room: Any) -> None:
     stopping.set()
     async with room.serving.prepare(parse_chat({**BODY, "base": "tiny"})):
         await asyncio.wait_for(room.node.drain(stopping), 10)
+
+
+@pytest.mark.usefixtures("catalogue")
+async def test_a_node_that_stops_waits_for_answers_only(make_room: Any) -> None:
+    """A trial, or a base that is being loaded, is begun again by the next one."""
+    room = make_room(default_base="tiny", engine_drain_s=60)
+    stopping = asyncio.Event()
+    stopping.set()
+    async with room.serving.base("tiny"):
+        await asyncio.wait_for(room.node.drain(stopping), 10)
+
+
+@pytest.mark.usefixtures("catalogue")
+async def test_nobody_waits_for_the_answers_of_an_engine_that_hangs(make_room: Any) -> None:
+    room = make_room(default_base="tiny", engine_drain_s=60)
+    assert await room.serving.load_default()
+    watch, stopping, go_on = EngineWatch(room.pool, look_every_s=1, hung_after_s=2), asyncio.Event(), threading.Event()
+    stopping.set()
+    with in_each_forward(lambda *_: go_on.wait(60)):
+        answering = asyncio.create_task(room.answer("tiny"))
+        try:
+            await until(_is(lambda: room.pool.loaded[0].engine.num_pending == 1))
+            with pytest.raises(EngineLostError):
+                await until(watch.look, within_s=20)
+            await asyncio.wait_for(room.node.drain(stopping), 10)
+            assert not answering.done()
+        finally:
+            go_on.set()
+        await answering
+
+
+def _is(condition: Callable[[], bool]) -> Callable[[], Any]:
+    async def seen() -> bool:
+        return condition()
+
+    return seen
 
 
 async def test_node_leaves_in_order(node: Any, db: Database) -> None:

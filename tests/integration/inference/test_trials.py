@@ -3,17 +3,25 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from builders.bases import make_tiny_base
 from builders.engine_faults import in_each_forward
 from builders.jobs import JobStory
+from luthier_common.contract.events import DELETED
+from luthier_common.contract.ids import core_of
+from luthier_common.kit.failpoints import configure_failpoints
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
 from luthier_inference.artifacts import ADAPTER_FILES
+from luthier_inference.chat import error_to_wire
+from luthier_inference.domain import BrokenWeightsError
 from luthier_inference.watch import EngineLostError, EngineWatch
 from luthier_text import TextBundle
 
@@ -76,6 +84,61 @@ async def test_a_model_that_computes_no_numbers_is_refused(
     assert "not numbers" in doc["error"]["message"]
 
 
+async def test_a_model_waits_where_its_base_computes_no_numbers_either(
+    make_room: Any, publish: Any, stage: Stage, make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    """As on a node whose GPU is faulty, or whose dtype is too small for the base: requests go to another one."""
+    sick = make_tiny_base(tmp_path / "sick", seed=94)
+    weights = load_file(sick / "model.safetensors")
+    weights["model.norm.weight"].fill_(torch.inf)
+    save_file(weights, sick / "model.safetensors", metadata={"format": "pt"})
+    digest = await publish("sick", sick)
+    room = make_room(default_base="tiny")
+    story = await stage((await make_artifact(seed=39)).blob, "sick", digest)
+    await room.verifier.look()
+    assert await phase_of(story) == "staged"
+    with pytest.raises(BrokenWeightsError) as caught:
+        await room.answer("sick")
+    assert error_to_wire(caught.value)[0] == 503
+
+
+async def test_a_trial_has_its_time_for_the_answer_and_not_for_the_download(
+    make_room: Any, stage: Stage, make_artifact: MakeArtifact
+) -> None:
+    room = make_room(default_base="tiny", verify_answer_s=3)
+    assert await room.serving.load_default()
+    story = await stage((await make_artifact(seed=40)).blob)
+    configure_failpoints("bases.mid_fetch=delay:2")
+    try:
+        await room.verifier.look()
+    finally:
+        configure_failpoints()
+    assert await phase_of(story) == "verified"
+
+
+async def test_a_room_that_stops_begins_no_further_trial(room: Any, stage: Stage, make_artifact: MakeArtifact) -> None:
+    artifact = await make_artifact(seed=41)
+    stories = [await stage(artifact.blob) for _ in range(2)]
+    with in_each_forward(lambda *_: setattr(room.serving, "is_draining", True)):
+        await room.verifier.look()
+    assert sorted([await phase_of(story) for story in stories]) == ["staged", "verified"]
+
+
+async def test_what_is_kept_of_a_checkpoint_goes_with_its_job(
+    db: Database, room: Any, stage: Stage, make_artifact: MakeArtifact
+) -> None:
+    artifact = await make_artifact(seed=42)
+    gone, stays = [await stage(artifact.blob) for _ in range(2)]
+    for number, story in enumerate((gone, stays, gone)):
+        checkpoint = f"ftckpt_{core_of(story.id)}{number:06d}"
+        await room.answer("tiny", artifact.reference | {"model_id": checkpoint})
+    await db["jobs"].update_one({"_id": gone.id}, {"$set": {DELETED: datetime.now(UTC)}})
+    await room.serving.drop_deleted()
+    kept = [f"ftckpt_{core_of(stays.id)}000001@{artifact.blob.manifest_sha256}"]
+    assert room.artifacts.names == list(room.pool.adapters) == kept
+    await db["jobs"].delete_many({"_id": {"$in": [gone.id, stays.id]}})
+
+
 async def test_a_model_that_was_trained_with_tools_is_asked_with_them(
     make_room: Any, publish: Any, stage: Stage, make_artifact: MakeArtifact, tmp_path: Path
 ) -> None:
@@ -121,7 +184,7 @@ async def test_an_engine_that_hangs_keeps_no_trial_and_is_noticed(
         assert await phase_of(story) == "staged"
         for _ in range(3):
             await watch.look()
-        with pytest.raises(EngineLostError, match="no step for 6 s"):
+        with pytest.raises(EngineLostError, match="no layer done for 6 s"):
             await watch.look()
         go_on.set()
     await room.verifier.look()

@@ -234,17 +234,12 @@ async def test_a_model_that_no_engine_serves_is_published_untried(
     assert "ServingSkipped" in await said(db, "jobs")
 
 
+@pytest.mark.parametrize("how", ["bases", "resting"])
 async def test_a_model_whose_base_is_served_waits_for_the_engine(
-    db: Database, make_registry: Make, train: Make, clock: Any
+    db: Database, make_registry: Make, train: Make, clock: Any, how: str
 ) -> None:
-    fields = {
-        "org": "system",
-        "project": "system",
-        "owner": "system",
-        "slots": [],
-        "bases": ["Tiny"],
-        "draining": False,
-    }
+    """Also for one that could not load the base a moment ago: it tries again, and knows when that was long enough."""
+    fields = {"org": "system", "project": "system", "owner": "system", "slots": [], "bases": [], how: ["Tiny"]}
     joined = f.NodeJoined(role="inference", num_slots=0, device="cpu")
     await create(db, joined, "engine-1", fields, actor=Actor(room="inference"))
     job = await train()

@@ -1,6 +1,7 @@
 """Adapters come and go, on disk and in memory, and no request fails for good because another one needed the room."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -89,6 +90,19 @@ async def test_bases_make_room_on_disk_unless_they_are_loaded_or_about_to_be_rea
     assert await fetch("serving", "old", age_s=8 * hour_s) == {"old", "serving"}
     assert await fetch("fresh", "serving", age_s=0) == {"serving", "fresh"}
     assert await fetch("next", age_s=0) == {"fresh", "next"}
+
+
+async def test_a_complete_cache_may_be_one_that_nobody_can_write_to(
+    objects: ObjectStore, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, cache = await put(objects, "models/one/", adapters["one"]), ArtifactCache(objects, tmp_path / "cache", 4)
+    directory = await cache.fetch(reference)
+
+    def refuse(*_args: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert await cache.fetch(reference) == directory
 
 
 async def test_a_disk_that_fails_is_no_fault_of_the_adapter(engine: Engine, adapters: dict[str, Path]) -> None:

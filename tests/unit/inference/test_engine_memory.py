@@ -32,6 +32,14 @@ def test_a_machine_that_does_not_say_sets_no_limit(tmp_path: Path) -> None:
     assert free_bytes(CPU, tmp_path) > 2**60
 
 
+def test_what_torch_keeps_on_a_gpu_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GPU here: it says what one said whose base had just made room for another."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 70 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 16 * GIB)
+    assert free_bytes(torch.device("cuda:0")) == 56 * GIB
+
+
 def test_want_of_memory_is_known_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8)

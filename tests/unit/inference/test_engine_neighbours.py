@@ -11,37 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from builders.engine_asks import answer, answer_all, ask
 from builders.engine_faults import in_each_forward, watched_caches
 from builders.waiting import until
-from luthier_inference.domain import (
-    BrokenWeightsError,
-    EngineBusyError,
-    EngineFailedError,
-    Generation,
-    Sampling,
-)
+from luthier_inference.domain import BrokenWeightsError, EngineBusyError, EngineFailedError, Generation
 from luthier_inference.engine.batch import Batch, Prefill, Row
+from luthier_inference.engine.failures import MOST_FAILURES
 from luthier_inference.engine.generation import Engine
 from luthier_inference.engine.model import load_base
-from luthier_inference.engine.worker import MOST_FAILED_STEPS, EngineLimits
+from luthier_inference.engine.worker import EngineLimits
 from luthier_inference.engines import LoadedBase
 
 QUESTIONS = ["Hello", "Why so?", "A somewhat longer question, which spans several pieces of prefill.", "?"]
-
-
-def ask(engine: Engine, text: str, project: str | None = None, adapter: str | None = None, **given: Any) -> Generation:
-    ids = tuple(engine.text.prompt_ids([{"role": "user", "content": text}]))
-    sampling = Sampling(**{"max_tokens": 24, "temperature": 0.0, **given})
-    return Generation(ids, adapter, sampling, project)
-
-
-async def answer(engine: Engine, asked: Generation) -> str:
-    return "".join([delta.text async for delta in engine.generate(asked)])
-
-
-async def answer_all(engine: Engine, asked: list[Generation]) -> list[Any]:
-    async with asyncio.timeout(60):
-        return await asyncio.gather(*(answer(engine, one) for one in asked), return_exceptions=True)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
@@ -102,25 +83,6 @@ async def test_a_step_that_fails_ends_what_runs_and_not_what_waits(engine: Engin
         results = await answer_all(engine, [ask(engine, "Hello") for _ in range(8)])
     assert [str(result) for result in results[4:]] == [alone] * 4
     assert all(isinstance(result, EngineFailedError) for result in results[:4])
-
-
-@pytest.mark.parametrize(
-    "fault", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
-)
-async def test_when_memory_runs_out_the_longest_answer_fails_alone(engine: Engine, fault: Exception) -> None:
-    asked = [ask(engine, question) for question in QUESTIONS]
-    alone = [await answer(engine, one) for one in asked]
-    faults = iter([fault])
-
-    def run_out_once(num_rows: int, num_ids: int) -> None:
-        if num_rows == 4 and num_ids == 1 and (out := next(faults, None)):
-            raise out
-
-    with in_each_forward(run_out_once):
-        results = await answer_all(engine, asked)
-    assert isinstance(results.pop(2), EngineFailedError)
-    alone.pop(2)
-    assert results == alone
 
 
 @torch.inference_mode()
@@ -215,7 +177,7 @@ async def test_an_adapter_is_read_while_others_are_answered(engine: Engine, adap
 
 
 @pytest.mark.parametrize(
-    ("fault", "num_asked"), [(torch.AcceleratorError("CUDA error"), 1), (RuntimeError("no kernel"), MOST_FAILED_STEPS)]
+    ("fault", "num_asked"), [(torch.AcceleratorError("CUDA error"), 1), (RuntimeError("no kernel"), MOST_FAILURES)]
 )
 async def test_an_engine_that_can_never_compute_again_says_so(engine: Engine, fault: Exception, num_asked: int) -> None:
     def fail(_num_rows: int, num_ids: int) -> None:

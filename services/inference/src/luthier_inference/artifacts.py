@@ -3,11 +3,13 @@
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from luthier_common.kit.bases import BundleCorruptError, drop_cached, fetch_files, keep_last_used
+from luthier_common.kit.bases import BundleCorruptError, drop_cached, fetch_files, hold_cached, keep_last_used
 from luthier_common.kit.errors import LuthierError
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.objects import ObjectMissingError, ObjectStore
@@ -106,25 +108,33 @@ class ArtifactCache:
 
 
 class BaseCache:
-    """Keeps the last used bundles of bases below one directory."""
+    """Keeps the last used bundles of bases below one directory. Those that are loaded make no room for a trainer."""
 
     def __init__(self, objects: ObjectStore, directory: Path, max_dirs: int) -> None:
         self._objects = objects
         self._directory = directory
         self._max_dirs = max_dirs
+        self._holds: dict[str, int] = {}
 
     async def fetch(self, base: Doc, loaded: Collection[str]) -> Path:
         """The directory of a bundle; another one makes room where need be, but none of those `loaded` (digests).
 
         Raises `BundleCorruptError`, `OSError`, or what the object store raises.
         """
-        target = self._directory / str(base["digest"])
+        digest = str(base["digest"])
+        target = self._directory / digest
+        for unused in self._holds.keys() - set(loaded):
+            os.close(self._holds.pop(unused))
         if not target.exists():
             spared = frozenset(loaded)
             await asyncio.to_thread(
                 keep_last_used, self._directory, self._max_dirs - 1, spared=spared, unused_for_s=_BASE_SPARED_S
             )
         await fetch_files(self._objects, base["key"], base["files"], target)
+        if digest not in self._holds:
+            # Where nobody can write, nobody can drop it either.
+            with suppress(OSError):
+                self._holds[digest] = await asyncio.to_thread(hold_cached, target)
         return target
 
 

@@ -30,6 +30,8 @@ from luthier_inference.watch import EngineWatch
 # Fetching and loading a large base may rightly take this long; who ended it would only have it begin again.
 _SLOW_WORK_S = 2 * 3600.0
 _FORGET_EVERY_S = 30.0
+# Whatever else they are at when the room stops is begun again by the next one.
+_LOOP_GRACE_S = 5.0
 # What is left of the time to stop when the answers have ended, for closing everything.
 _CLOSING_S = 9.0
 
@@ -59,12 +61,13 @@ async def main(room: Room) -> None:
         node = Node(store, serving, pool, address, settings)
         room.health.require("mongo", lambda: _ping(db))
         room.health.require("engine", node.check)
-        room.spawn("renew", room.every(settings.renew_s, node.renew))
-        room.spawn("load", room.every(settings.tick_s, node.load_default, stale_after_s=_SLOW_WORK_S))
+        load = room.every(settings.tick_s, node.load_default, stale_after_s=_SLOW_WORK_S)
         look = room.every(settings.tick_s, verifier.look, wake_verification, stale_after_s=_SLOW_WORK_S)
-        room.spawn("verify", look)
-        room.spawn("watch", room.every(settings.tick_s, watch.look))
-        room.spawn("forget", room.every(_FORGET_EVERY_S, serving.drop_deleted))
+        room.spawn("renew", room.every(settings.renew_s, node.renew), grace_s=_LOOP_GRACE_S)
+        room.spawn("load", load, grace_s=_LOOP_GRACE_S)
+        room.spawn("verify", look, grace_s=_LOOP_GRACE_S)
+        room.spawn("watch", room.every(settings.tick_s, watch.look), grace_s=_LOOP_GRACE_S)
+        room.spawn("forget", room.every(_FORGET_EVERY_S, serving.drop_deleted), grace_s=_LOOP_GRACE_S)
         room.spawn("drain", node.drain(room.stopping), grace_s=settings.engine_drain_s + 1)
         await room.until_stopped()
         with suppress(*TRANSIENT_ERRORS):

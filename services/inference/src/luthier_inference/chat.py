@@ -208,6 +208,7 @@ _STATUSES = {
     "model_files_missing": 404,
     "context_length_exceeded": 400,
     "engine_overloaded": 429,
+    "broken_weights": 503,
     "engine_draining": 503,
     "engine_failed": 503,
     "engine_loading": 503,

@@ -58,7 +58,7 @@ class EngineBusyError(TransientError):
 
 
 class BrokenWeightsError(LuthierError):
-    """The model computes values that are not numbers: no engine can answer with it."""
+    """The model computes values that are not numbers here: another engine may have a better device or dtype."""
 
     code = "broken_weights"
 
@@ -67,7 +67,6 @@ class EngineFailedError(LuthierError):
     """The engine stopped or could not compute; the request itself may be fine."""
 
     code = "engine_failed"
-    retryable = True
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,8 @@ class EnginePool:
         self._loading = asyncio.Lock()
         self._rests: Rests[str] = Rests(clock, first_s=LOAD_REST_S, most_s=MOST_LOAD_REST_S)
         self._num_uses: Counter[str] = Counter()
-        self.idle = asyncio.Event()
-        """Set while nobody uses a base."""
-        self.idle.set()
+        self.is_lost = False
+        """Whether one of them will never answer again: then the process ends."""
         self.default: str | None = None
         """The catalogue's name of the base that makes room for no other, once it is known."""
 
@@ -117,13 +116,10 @@ class EnginePool:
         # From now on, not from when it is loaded: between the two another base could take its room.
         digest = base["digest"]
         self._num_uses[digest] += 1
-        self.idle.clear()
         try:
             yield await self._get(base, wait_s)
         finally:
             self._num_uses[digest] -= 1
-            if not self._num_uses.total():
-                self.idle.set()
 
     def drop_adapters(self, names: Collection[str]) -> None:
         """Forget these adapters, whichever base has them."""
@@ -183,10 +179,8 @@ class EnginePool:
             self._forget_name(base["_id"])
             loaded = LoadedBase(base["_id"], base["digest"], engine)
             self._loaded[loaded.digest] = loaded
-            logger.info(
-                "a base model was loaded",
-                extra={"base": loaded.name, "device": engine.device, "dtype": engine.dtype},
-            )
+            told = {"device": engine.device, "dtype": engine.dtype, "cache_bytes": engine.cache_bytes}
+            logger.info("a base model was loaded", extra={"base": loaded.name, **told})
             return loaded
 
     def _forget_name(self, name: str) -> None:

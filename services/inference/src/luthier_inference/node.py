@@ -35,9 +35,13 @@ class Node:
             await failpoint("inference.after_join")
             self._has_joined = True
         await failpoint("inference.before_renew")
-        bases = [base["_id"] for base in await self._serving.list_ready()]
+        served, ready = await self._serving.list_served(), await self._serving.list_ready()
+        bases = [base["_id"] for base in ready]
+        resting = [base["_id"] for base in served if base["_id"] not in bases]
         models = sorted({name.partition("@")[0] for name in self._pool.adapters})
-        self._has_joined = await self._store.renew(bases, models, device, is_draining=self._serving.is_draining)
+        self._has_joined = await self._store.renew(
+            bases, resting, models, device, is_draining=self._serving.is_draining
+        )
         await presence.announce(self._store.db, "inference", self._store.node)
 
     async def load_default(self) -> None:
@@ -50,9 +54,14 @@ class Node:
         return None if self._pool.has(self._pool.default) else f"{self._settings.default_base} is not loaded"
 
     async def drain(self, stopping: asyncio.Event) -> None:
-        """Once the room stops: take nothing new, say so, and let the answers under way end, for a bounded time."""
+        """Once the room stops: take nothing new, say so, and let the answers under way end, for a bounded time.
+
+        Nobody waits for those of an engine that is lost.
+        """
         await stopping.wait()
         self._serving.is_draining = True
+        if self._pool.is_lost:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.engine_drain_s):
                 while True:
@@ -63,8 +72,8 @@ class Node:
 
     async def _is_idle(self, within_s: float) -> bool:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._pool.idle.wait(), within_s)
-        return self._pool.idle.is_set()
+            await asyncio.wait_for(self._serving.idle.wait(), within_s)
+        return self._serving.idle.is_set()
 
     async def leave(self) -> None:
         """Say that the node stops."""

@@ -1,5 +1,6 @@
 """Answers: finds the base, brings its adapter, and lets the engine speak."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ class Serving:
         self._settings = settings
         self._prompts = PromptReader(settings.engine_max_waiting)
         self.is_draining = False
+        self._num_answers = 0
+        self.idle = asyncio.Event()
+        """Set while nobody is being answered."""
+        self.idle.set()
 
     async def list_served(self) -> list[Doc]:
         """The catalogue entries that this node loads when asked."""
@@ -101,12 +106,24 @@ class Serving:
         """
         if self.is_draining:
             raise EngineDrainingError("This engine is being stopped; another one may answer.")
-        async with self.base(body.base, body.adapter.base_digest if body.adapter else None) as base:
+        pinned = body.adapter.base_digest if body.adapter else None
+        async with self._counted(), self.base(body.base, pinned) as base:
             if body.adapter is not None:
                 await self.load_adapter(base, body.adapter)
             ids = await self._prompts.read(base.engine.text.prompt_ids, body.messages)
             name = body.adapter.name if body.adapter else None
             yield Prepared(base, Generation(ids, name, body.sampling, body.project), body.adapter)
+
+    @asynccontextmanager
+    async def _counted(self) -> AsyncIterator[None]:
+        self._num_answers += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._num_answers -= 1
+            if not self._num_answers:
+                self.idle.set()
 
     async def load_adapter(self, base: LoadedBase, adapter: AdapterRef) -> None:
         """Bring an adapter from the object store into the engine, unless it is there."""
@@ -136,7 +153,7 @@ class Serving:
                 await self.load_adapter(prepared.base, prepared.adapter)
 
     async def drop_deleted(self) -> None:
-        """What is kept of models that were deleted goes, from disk and from memory."""
+        """What is kept of models and checkpoints that were deleted goes, from disk and from memory."""
         names = {*self._artifacts.names, *self._pool.adapters}
         model_ids = {name: name.partition("@")[0] for name in names}
         deleted = await self._store.list_deleted(set(model_ids.values()))

@@ -27,10 +27,10 @@ class InferenceSettings(RoomSettings):
         None,
         ge=1,
         description="memory for keys and values of running answers, for each base; "
-        "none: half of what is free when it is loaded",
+        "none: half of what is free when it is loaded, divided by the bases kept in memory",
     )
     engine_hung_after_s: float = Field(
-        120.0, gt=0, description="an engine that makes no step for so long, though there is work, ends the process"
+        120.0, gt=0, description="an engine that gets no layer done for so long, though there is work, ends the process"
     )
     engine_drain_s: float = Field(5.0, ge=0, description="answers under way have so long to end when the node stops")
     engine_max_adapters: int = Field(16, ge=1, description="adapters kept in memory, for each base")

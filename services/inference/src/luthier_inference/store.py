@@ -1,14 +1,17 @@
 """MongoDB as this room sees it: its own node document, the catalogue of bases, and jobs whose model must be tried."""
 
+import re
 from collections.abc import Collection, Sequence
 
 from luthier_common.contract.envelope import Actor
-from luthier_common.contract.events import JobFact, NodeJoined, NodeLeft
+from luthier_common.contract.events import DELETED, JobFact, NodeJoined, NodeLeft
+from luthier_common.contract.ids import JOB_PREFIX
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import Advanced, Outcome, advance, create
 from luthier_common.kit.mongo import Database, Doc
 
 ACTOR = Actor(room="inference")
+_CHECKPOINT = re.compile(r"ftckpt_(?P<core>[0-9a-f]{24})\d{6,}")
 _OWNED = {"org": "system", "project": "system", "owner": "system"}
 
 
@@ -28,12 +31,15 @@ class InferenceStore:
             also = {"slots": [], "bases": [], "adapters": [], "draining": False}
             await advance(self.db, Kind.NODE, self.node, fact, actor=ACTOR, also=also)
 
-    async def renew(self, bases: Sequence[str], adapters: Sequence[str], device: str, *, is_draining: bool) -> bool:
+    async def renew(
+        self, bases: Sequence[str], resting: Sequence[str], adapters: Sequence[str], device: str, *, is_draining: bool
+    ) -> bool:
         """Say in database time that this node lives, and what it serves; False when it is not live in the database.
 
-        Nobody asks a draining one for more.
+        Nobody asks it for the bases that are `resting`, or a draining one for anything.
         """
-        said = {"bases": list(bases), "adapters": list(adapters), "device": device, "draining": is_draining}
+        said: Doc = {"bases": list(bases), "resting": list(resting), "adapters": list(adapters)}
+        said |= {"device": device, "draining": is_draining}
         literals = {name: {"$literal": value} for name, value in said.items()}
         found = await self.db["nodes"].update_one(
             {"_id": self.node, "phase": "live"}, [{"$set": {"renewed_at": "$$NOW", **literals}}]
@@ -56,9 +62,14 @@ class InferenceStore:
         return [job async for job in self.db["jobs"].find(waiting, fields).sort("_id", 1)]
 
     async def list_deleted(self, model_ids: Collection[str]) -> set[str]:
-        """Those of these models that were deleted."""
-        query = {"_id": {"$in": list(model_ids)}, "phase": "deleted"}
-        return {str(model["_id"]) async for model in self.db["models"].find(query, {"_id": 1})}
+        """Those of these models that were deleted, and those of these checkpoints whose job was."""
+        query: Doc = {"_id": {"$in": list(model_ids)}, "phase": "deleted"}
+        gone = {str(model["_id"]) async for model in self.db["models"].find(query, {"_id": 1})}
+        saved = [found for model_id in model_ids if (found := _CHECKPOINT.fullmatch(model_id))]
+        jobs = {checkpoint[0]: JOB_PREFIX + checkpoint["core"] for checkpoint in saved}
+        query = {"_id": {"$in": list(jobs.values())}, DELETED: {"$ne": None}}
+        gone_jobs = {job["_id"] async for job in self.db["jobs"].find(query, {"_id": 1})}
+        return gone | {checkpoint for checkpoint, job in jobs.items() if job in gone_jobs}
 
     async def state_verdict(self, job: Doc, verdict: JobFact) -> Advanced:
         """State what became of the trial of a job's model."""

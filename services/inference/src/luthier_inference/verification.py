@@ -59,13 +59,19 @@ class Verifier:
         self._waits_since_s: dict[tuple[str, int], float] = {}
 
     async def look(self) -> None:
-        """Try every staged model whose base this node can answer with."""
-        served = {name for base in await self._serving.list_ready() for name in names_of(base)}
+        """Try every staged model whose base this node serves, unless the room stops."""
+        served = {name for base in await self._serving.list_served() for name in names_of(base)}
+        ready = {name for base in await self._serving.list_ready() for name in names_of(base)}
         jobs = await self._store.list_staged(served)
         waiting = {_attempt_of(job) for job in jobs}
         self._waits_since_s = {key: since_s for key, since_s in self._waits_since_s.items() if key in waiting}
         for job in jobs:
-            await self._try_or_wait(job)
+            if self._serving.is_draining:
+                return
+            if job["spec"]["model"] in ready:
+                await self._try_or_wait(job)
+            else:
+                await self._wait(job, "base_not_ready")
 
     async def _try_or_wait(self, job: Doc) -> None:
         """One model that cannot be tried now keeps neither the others waiting nor its job for ever."""
@@ -78,10 +84,14 @@ class Verifier:
             is_unforeseen = not isinstance(error, LuthierError)
             told = {"job_id": job["_id"], "code": code}
             logger.warning("a finished model must wait", extra=told, exc_info=is_unforeseen)
-            now_s, patience_s = self._clock.monotonic_s(), self._settings.verify_patience_s
-            if now_s - self._waits_since_s.setdefault(_attempt_of(job), now_s) >= patience_s:
-                reason = f"no engine could try it for {patience_s:g} s, last for {code}"
-                await self._store.state_verdict(job, ServingSkipped(reason=reason))
+            await self._wait(job, code)
+
+    async def _wait(self, job: Doc, code: str) -> None:
+        """Until it was long enough."""
+        now_s, patience_s = self._clock.monotonic_s(), self._settings.verify_patience_s
+        if now_s - self._waits_since_s.setdefault(_attempt_of(job), now_s) >= patience_s:
+            reason = f"no engine could try it for {patience_s:g} s, last for {code}"
+            await self._store.state_verdict(job, ServingSkipped(reason=reason))
 
     async def _try_job(self, job: Doc) -> None:
         async with self._claimed(f"verify/{job['_id']}") as is_ours:
@@ -130,7 +140,7 @@ class Verifier:
             return _refuse(error.reason, str(error))
         except (ArtifactCorruptError, FilesMissingError) as error:
             return _refuse(FailureReason.ARTIFACT_CORRUPT, str(error))
-        except (BadAdapterError, BrokenWeightsError) as error:
+        except BadAdapterError as error:
             return _refuse(FailureReason.SERVING_FAILED, str(error))
 
     async def _try_model(self, job: Doc) -> ServingVerified:
@@ -146,11 +156,12 @@ class Verifier:
             training = await self._artifacts.read(adapter, TRAINING_FILE, _MAX_FILE_BYTES)
             num_rows, ids = await asyncio.to_thread(_check_golden, base.engine.text, golden, training)
             await failpoint("inference.before_adapter")
+            await self._artifacts.fetch(adapter)  # takes as long as it takes
             async with asyncio.timeout(self._settings.verify_answer_s):
                 await self._serving.load_adapter(base, adapter)
                 await failpoint("inference.after_adapter")
                 started_at_s = time.monotonic()
-                num_tokens = await self._answer_once(base, adapter, ids)
+                num_tokens = await self._answer_soundly(base, adapter, ids)
         return ServingVerified(
             node=self._store.node,
             num_golden_rows=num_rows,
@@ -158,14 +169,25 @@ class Verifier:
             latency_s=round(time.monotonic() - started_at_s, 3),
         )
 
-    async def _answer_once(self, base: LoadedBase, adapter: AdapterRef, ids: tuple[int, ...]) -> int:
-        """How many tokens the tuned model says to this prompt."""
-        prepared = Prepared(base, Generation(ids, adapter.name, greedy(_ANSWER_TOKENS)), adapter)
-        async with aclosing(self._serving.answer(prepared)) as deltas:
-            num_tokens = sum([delta.num_tokens async for delta in deltas])
+    async def _answer_soundly(self, base: LoadedBase, adapter: AdapterRef, ids: tuple[int, ...]) -> int:
+        """How many tokens the tuned model says to this prompt.
+
+        Raises `BrokenWeightsError` when its base computes no numbers either: that is the fault of this node.
+        """
+        try:
+            num_tokens = await self._answer_once(base, adapter, ids)
+        except BrokenWeightsError as error:
+            await self._answer_once(base, None, ids)
+            raise _RefusedError(FailureReason.SERVING_FAILED, str(error)) from error
         if not num_tokens:
             raise _RefusedError(FailureReason.SERVING_FAILED, "the model gave no answer")
         return num_tokens
+
+    async def _answer_once(self, base: LoadedBase, adapter: AdapterRef | None, ids: tuple[int, ...]) -> int:
+        name = adapter.name if adapter else None
+        prepared = Prepared(base, Generation(ids, name, greedy(_ANSWER_TOKENS)), adapter)
+        async with aclosing(self._serving.answer(prepared)) as deltas:
+            return sum([delta.num_tokens async for delta in deltas])
 
 
 def _attempt_of(job: Doc) -> tuple[str, int]:

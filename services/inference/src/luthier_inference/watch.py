@@ -26,12 +26,16 @@ class EngineWatch:
         seen = {}
         for base in self._pool.loaded:
             if base.engine.broken is not None:
-                raise EngineLostError(f"{base.name}: {base.engine.broken}")
-            num_turns = base.engine.num_turns
-            num_before, num_looks = self._seen.get(base.digest, (num_turns, 0))
-            is_still = base.engine.num_pending > 0 and num_turns == num_before
+                raise self._lost(f"{base.name}: {base.engine.broken}")
+            progress = base.engine.progress
+            before, num_looks = self._seen.get(base.digest, (progress, 0))
+            is_still = base.engine.num_pending > 0 and progress == before
             num_looks = num_looks + 1 if is_still else 0
             if num_looks * self._look_every_s >= self._hung_after_s:
-                raise EngineLostError(f"{base.name}: the engine has made no step for {self._hung_after_s:g} s")
-            seen[base.digest] = (num_turns, num_looks)
+                raise self._lost(f"{base.name}: the engine has got no layer done for {self._hung_after_s:g} s")
+            seen[base.digest] = (progress, num_looks)
         self._seen = seen
+
+    def _lost(self, why: str) -> EngineLostError:
+        self._pool.is_lost = True
+        return EngineLostError(why)

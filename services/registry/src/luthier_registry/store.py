@@ -65,11 +65,11 @@ class Store:
         return str(found["name"]) if found and found.get("name") else org
 
     async def served_names(self) -> set[str]:
-        """Names of the bases that some live engine lists."""
+        """Names of the bases that some live engine serves, also where one rests now: that engine knows how long."""
         served: set[str] = set()
         query = {"role": "inference", "phase": "live", "draining": {"$ne": True}}
-        async for node in self.db["nodes"].find(query, {"bases": 1}):
-            served.update(node.get("bases") or [])
+        async for node in self.db["nodes"].find(query, {"bases": 1, "resting": 1}):
+            served.update(node.get("bases") or [], node.get("resting") or [])
         return served
 
     async def state_of_job(self, job: Doc, fact: Fact) -> Advanced:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Collection as Some
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from luthier_common.kit.errors import LuthierError
@@ -17,6 +18,7 @@ from luthier_common.kit.objects import PART_PREFIX, ObjectStore
 
 COLLECTION = "bases"
 LOCK_POLL_S = 0.1
+_LOCK_FILE = ".lock"
 TEXT_FILES = ("tokenizer.json", "chat_template.jinja", "text.json")
 """All that turning rows into tokens needs."""
 
@@ -82,11 +84,12 @@ async def fetch_files(objects: ObjectStore, key: str, files: list[Doc], target: 
     Its time of change becomes that of its last use.
     """
     await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
-    os.utime(target)
+    with suppress(OSError):  # a cache that is complete may be one that nobody can write to
+        os.utime(target)
     missing = [file for file in files if not _is_there(target / file["name"], file)]
     if not missing:
         return
-    lock = os.open(target / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+    lock = _open_lock(target)
     try:
         while not _is_locked(lock):  # noqa: ASYNC110 - waiting in a thread would take it from the one who downloads
             await asyncio.sleep(LOCK_POLL_S)
@@ -131,6 +134,10 @@ def _drop_parts(target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def _open_lock(target: Path) -> int:
+    return os.open(target / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)
+
+
 def _is_locked(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,6 +153,25 @@ def sha256_of(path: Path) -> str:
 
 def drop_cached(target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
+
+
+def hold_cached(target: Path) -> int:
+    """Keep a bundle that was fetched from `drop_unused`, until the descriptor is closed; OSError where nobody can."""
+    lock = _open_lock(target)
+    # It waits for those only who find that the bundle is there.
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return lock
+
+
+def drop_unused(target: Path) -> bool:
+    """Remove a bundle, unless somebody fetches or holds it; whether it is gone."""
+    lock = _open_lock(target)
+    try:
+        if _is_locked(lock):
+            drop_cached(target)
+        return not target.exists()
+    finally:
+        os.close(lock)
 
 
 def _is_there(path: Path, file: Doc) -> bool:

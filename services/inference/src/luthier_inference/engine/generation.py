@@ -13,12 +13,15 @@ from luthier_common.kit.errors import LuthierError
 from luthier_inference.domain import Delta, EngineFailedError, Generation
 from luthier_inference.engine.line import Ticket
 from luthier_inference.engine.lora import load_adapter
+from luthier_inference.engine.memory import release_unused
 from luthier_inference.engine.model import load_base
 from luthier_inference.engine.worker import EngineLimits, Worker
 from luthier_inference.settings import InferenceSettings
 from luthier_text import TextBundle
 
 logger = logging.getLogger(__name__)
+_CACHE_SHARE = 0.5
+"""Of free memory, for all bases together: forward passes need some too."""
 
 
 class Engine:
@@ -60,9 +63,14 @@ class Engine:
         return self._worker.num_pending
 
     @property
-    def num_turns(self) -> int:
+    def progress(self) -> int:
         """Rises while there is something pending, unless the engine hangs."""
-        return self._worker.num_turns
+        return self._worker.progress
+
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values of running answers may take."""
+        return self._worker.cache_bytes
 
     @property
     def broken(self) -> str | None:
@@ -82,6 +90,8 @@ class Engine:
         async with self._loading:
             if name in self._worker.adapters:
                 return
+            # Before it is read: there is never more than may be.
+            self._worker.make_room()
             layers, dtype = self._model.layers, self._model.dtype
             try:
                 adapter = await asyncio.to_thread(load_adapter, name, directory, layers, dtype)
@@ -128,6 +138,8 @@ class Engine:
 
 def make_engine(directory: Path, settings: InferenceSettings) -> Engine:
     """An engine for a base bundle, as the node's settings say."""
+    # What made room for this one is not gone before.
+    release_unused()
     device = settings.engine_device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,5 +149,6 @@ def make_engine(directory: Path, settings: InferenceSettings) -> Engine:
         max_adapters=settings.engine_max_adapters,
         adapter_idle_s=settings.adapter_idle_s,
         cache_bytes=settings.engine_cache_bytes,
+        cache_share=_CACHE_SHARE / settings.engine_max_bases,
     )
     return Engine(directory, device, settings.engine_dtype, limits, settings.engine_threads)

@@ -39,6 +39,8 @@ class Plan:
     """Which adapter serves which rows of the next forward pass; rows None means all of them."""
 
     parts: list[tuple[Adapter, Tensor | None]] = field(default_factory=list)
+    num_layers_done: int = 0
+    """Over all forward passes."""
 
     def arrange(self, adapters: Sequence[Adapter | None], device: torch.device) -> None:
         """One entry a row, None for the base itself."""
@@ -62,6 +64,7 @@ def attach(model: nn.Module, plan: Plan) -> dict[str, nn.Linear]:
 
 def _make_hook(name: str, plan: Plan) -> Any:
     def add_adapters(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        plan.num_layers_done += 1
         if not plan.parts:
             return None
         for adapter, rows in plan.parts:

@@ -19,13 +19,16 @@ class Shelf:
     def names(self) -> tuple[str, ...]:
         return tuple(self._adapters)
 
-    def put(self, adapter: Adapter, in_use: Collection[str | None]) -> None:
-        """Another one makes room where need be. Raises `EngineBusyError` when all are in use."""
-        if adapter.name not in self._adapters and len(self._adapters) >= self._max_adapters:
+    def make_room(self, in_use: Collection[str | None]) -> None:
+        """For one more. Raises `EngineBusyError` when all are in use."""
+        if len(self._adapters) >= self._max_adapters:
             unused = next((name for name in self._adapters if name not in in_use), None)
             if unused is None:
                 raise EngineBusyError("All adapters of the engine are in use; try again later.")
             del self._adapters[unused]
+
+    def put(self, adapter: Adapter) -> None:
+        """There is room for it."""
         self._adapters[adapter.name] = (adapter, time.monotonic())
 
     def use(self, name: str) -> Adapter:
