@@ -15,6 +15,9 @@ from builders.waiting import until
 from luthier_common.kit import leases
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.mongo import Database, Doc
+from luthier_common.kit.objects import ObjectStoreUnavailableError
+from luthier_file_validator.checker import CheckFaultError
+from luthier_file_validator.settings import FileValidatorSettings
 from luthier_file_validator.store import PAGE
 from luthier_file_validator.workers import LARGE_BYTES, Waiting, Workers
 
@@ -132,12 +135,51 @@ async def test_large_files_leave_a_place_to_small_ones(
     await office.look("b-large", begun=4)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("cannot be read")])
+async def test_one_projects_hours_of_checks_hold_up_nobody_elses_file_large_or_small(
+    open_office: Callable[[int], Office],
+) -> None:
+    settings = FileValidatorSettings(mongo_url="unused", kafka_url="unused", objects_url="unused")
+    office = open_office(settings.max_parallel)
+    await office.look("a-large", "a-larger-large", begun=1)
+    await office.look("a-larger-large", "b-large", begun=2)
+    await office.look("a-larger-large", "c-large", "c-small", begun=3)
+    assert office.begun == ["a-large", "b-large", "c-small"]
+
+
+async def test_a_project_that_waits_with_many_large_files_has_its_small_ones_read_in_between(
+    open_office: Callable[[int], Office],
+) -> None:
+    office = open_office(1)
+    names = ["a1-large", "a2-large", "a3-large", "a-small", "b-small"]
+    for number in range(len(names)):
+        await office.look(*names, begun=number + 1)
+        office.ends[office.begun[-1]].set()
+    assert office.begun == ["a1-large", "b-small", "a-small", "a2-large", "a3-large"]
+
+
+async def test_an_outage_of_the_object_store_is_over_for_all_files_half_a_minute_after_its_end(
+    open_office: Callable[[int], Office],
+) -> None:
+    office = open_office(1)
+    for num_failed in range(1, 10):
+        await office.fail("a1", ObjectStoreUnavailableError("the object store does not answer"))
+        assert office.num_failed == num_failed
+        office.clock.now_s += 30
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("cannot be read"),
+        CheckFaultError("there is no room"),
+    ],
+)
 async def test_what_fails_rests_longer_each_time_until_it_goes_well(
     open_office: Callable[[int], Office], error: Exception
 ) -> None:
     office = open_office(2)
-    for num_failed, rest_s in ((1, 5), (2, 10), (3, 20)):
+    for num_failed, rest_s in ((1, 5), (2, 10), (3, 20), (4, 40)):
         await office.fail("a1", error)
         assert office.num_failed == num_failed
         office.clock.now_s += rest_s - 1
@@ -151,7 +193,7 @@ async def test_what_fails_rests_longer_each_time_until_it_goes_well(
     for _ in range(2):
         await office.fail("a1", error)
         office.clock.now_s += 5
-    assert office.num_failed == 5, "after a success the first rest is a short one again"
+    assert office.num_failed == 6, "after a success the first rest is a short one again"
 
 
 async def test_while_the_database_is_away_nothing_rests(open_office: Callable[[int], Office]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from builders.saved_job import Saved, saved_in
-from builders.trainer_node import NODE, World, world_at
+from builders.trainer_node import World, world_at
 from luthier_common.contract import events as f
 from luthier_common.kit.migrate import migrate
 from luthier_common.kit.mongo import open_mongo
@@ -20,7 +20,6 @@ from luthier_trainer.domain import AttemptOverError
 from luthier_trainer.insisting import Insist
 from luthier_trainer.preparation import Preparation
 from luthier_trainer.protocol import RunSpec
-from luthier_trainer.store import Store
 from luthier_trainer.transfers import METRICS_FILE, upload_directory
 
 BUCKET = "damaged"
@@ -223,7 +222,7 @@ async def test_a_refusal_is_told_once_however_often_it_is_tried(saved: Saved) ->
     for number in range(2):
         directory = saved.world.root / f"run-{number}"
         directory.mkdir()
-        preparation = Preparation(run, Store(saved.world.db, NODE), saved.world.objects, saved.world.settings())
+        preparation = Preparation(run, saved.world.store(), saved.world.objects, saved.world.settings())
         await preparation.prepare(directory, has_gpus=False)
     assert len(await saved.sentences()) == 1
 
@@ -244,7 +243,7 @@ async def test_bytes_that_changed_on_the_way_are_not_named(saved: Saved, tmp_pat
         stream.write(b"X")
     with pytest.raises(OSError, match=r"optimizer\.pt changed"):
         await upload_directory(
-            Store(saved.world.db, NODE), saved.world.objects, await saved.run(), tmp_path / "rotten",
+            saved.world.store(), saved.world.objects, await saved.run(), tmp_path / "rotten",
             saved.key(8, attempt=3), "0" * 64, Insist(0.0),
         )  # fmt: skip
     assert await saved.world.objects.head(saved.key(8, attempt=3) + MANIFEST_FILE) is None

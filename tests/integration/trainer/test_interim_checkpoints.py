@@ -13,7 +13,6 @@ from luthier_trainer.checkpoints import ADAPTER_FILES, STATE_FILES, seal, staged
 from luthier_trainer.domain import assignment_of, claims_of
 from luthier_trainer.insisting import Insist
 from luthier_trainer.protocol import CheckpointWritten, Progress, Started
-from luthier_trainer.store import Store
 from luthier_trainer.telling import Teller
 
 EPOCH_END = 3
@@ -21,7 +20,7 @@ EPOCH_END = 3
 
 @pytest.fixture
 async def story(world: World) -> JobStory:
-    store = Store(world.db, NODE)
+    store = world.store()
     await world.join(store)
     await store.renew()
     made = await world.job(validation_file=None)
@@ -35,7 +34,7 @@ async def teller(world: World, story: JobStory, tmp_path: Path) -> Teller:
     assert node is not None
     run = assignment_of(claims_of(node["slots"])[0], await story.doc())
     (tmp_path / "run").mkdir()
-    return Teller(run, Store(world.db, NODE), world.objects, Insist(5.0), tmp_path / "run", every_s=0.1)
+    return Teller(run, world.store(), world.objects, Insist(5.0), tmp_path / "run", every_s=0.1)
 
 
 def started() -> Started:

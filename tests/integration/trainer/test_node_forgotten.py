@@ -87,6 +87,20 @@ async def test_a_node_that_died_while_it_stopped_gives_its_slots_back(world: Wor
     assert (status, node["phase"], node["slots"][0]["holder"], node["seq"]) == (0, "left", None, 3)
 
 
+async def test_slots_that_led_to_no_placement_are_not_billed_when_their_node_is_forgotten(
+    world: World, ask: Ask
+) -> None:
+    await world.supervisor(trainer_cpu_slots=2).renew()
+    story = await world.job()
+    await world.place(story)
+    await world.claim(story.id, 1, slot=1, token="stray")
+    assert (await advance(world.db, Kind.NODE, NODE, f.NodeLost(), actor=SCHEDULER)).applied
+    await world.db["jobs"].update_one({"_id": story.id}, {"$set": {"phase": "succeeded"}})
+    status, _ = await asyncio.to_thread(ask, "forget", NODE)
+    assert status == 0
+    assert [row["slots"] async for row in world.db["usage"].find({"job": story.id})] == [[0]]
+
+
 async def test_a_live_node_and_an_unknown_one_are_not_forgotten(world: World, ask: Ask) -> None:
     await world.supervisor().renew()
     status, said = await asyncio.to_thread(ask, "forget", NODE)

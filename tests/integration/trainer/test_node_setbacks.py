@@ -7,30 +7,22 @@ from typing import Any
 import pytest
 
 from builders.jobs import JobStory
-from builders.trainer_node import NODE, World, working
+from builders.trainer_node import DEAF, NODE, World, working
 from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.kit.mongo import Doc
 from luthier_trainer.domain import Claim, claims_of
 from luthier_trainer.executor import LocalExecutor
-from luthier_trainer.store import Store
 from luthier_trainer.supervisor import Supervisor
 from luthier_trainer.workplace import Workplace
 
-DEAF = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-pathlib.Path(sys.argv[1], "ready").touch()
-time.sleep(600)
-"""
-"""A child in the middle of a step that takes longer than the time to stop."""
 pytestmark = pytest.mark.timeout(120)
 
 
-def node_with(world: World, *command: str, num_slots: int = 1) -> Supervisor:
-    settings = world.settings(pause_budget_s=0.5, trainer_cpu_slots=num_slots)
+def node_with(world: World, *command: str, num_slots: int = 1, **changes: Any) -> Supervisor:
+    settings = world.settings(pause_budget_s=0.5, trainer_cpu_slots=num_slots, **changes)
     workplace = Workplace(settings.home, NODE)
-    return Supervisor(Store(world.db, NODE), world.objects, workplace, LocalExecutor(command), settings)
+    return Supervisor(world.store(), world.objects, workplace, LocalExecutor(command), settings)
 
 
 async def a_deaf_run(world: World) -> JobStory:
@@ -109,7 +101,7 @@ async def test_a_full_disk_gives_the_slots_back_at_once(world: World, monkeypatc
 
 
 async def test_a_claim_that_never_ran_is_not_billed_and_does_not_bend_the_bill_of_one_that_did(world: World) -> None:
-    store = Store(world.db, NODE)
+    store = world.store()
     await world.join(store)
     story = await world.job()
 
@@ -132,7 +124,7 @@ async def test_a_claim_that_never_ran_is_not_billed_and_does_not_bend_the_bill_o
 
 async def test_a_slot_whose_device_is_gone_takes_no_other_job(world: World) -> None:
     """A trainer died with two runs; when it comes back one of its devices is not there any more."""
-    store = Store(world.db, NODE)
+    store = world.store()
     await world.join(store, "gpu", num_slots=2)
     stories = [await world.job(), await world.job()]
     for slot, story in enumerate(stories):
@@ -169,9 +161,24 @@ async def test_no_run_begins_on_a_node_that_has_begun_to_stop(world: World, monk
     assert (await story.doc())["phase"] == "placed"
 
 
+async def test_slots_that_a_second_scheduler_claimed_for_a_run_are_free_again_while_it_goes_on(world: World) -> None:
+    async with working(node_with(world, sys.executable, "-c", DEAF, num_slots=2, renew_s=60.0)):
+        story = await a_deaf_run(world)
+        lease = (await story.doc())["lease"]
+        await world.claim(story.id, 1, slot=1, token="stray")
+
+        async def is_free() -> bool:
+            return (await world.holders())[1] is None
+
+        await until(is_free, what="the slot that nobody was placed on")
+        assert (await world.holders())[0] is not None
+        assert (await story.doc())["lease"] == lease, "the run is left in peace"
+        assert await world.db["usage"].count_documents({}) == 0
+
+
 async def test_a_claim_that_was_made_again_is_not_withdrawn_with_the_old_one(world: World) -> None:
     """A scheduler claims, stalls for long, and goes on just when the node takes the claim back."""
-    store = Store(world.db, NODE)
+    store = world.store()
     await world.join(store)
     story = await world.job()
     await world.claim(story.id, 1, token="old")

@@ -8,12 +8,11 @@ from builders.trainer_node import NODE, World
 from luthier_common.kit import ledger
 from luthier_common.kit.failpoints import FailPointError, configure_failpoints
 from luthier_trainer.domain import assignment_of, claims_of
-from luthier_trainer.store import Store
 from luthier_trainer.transfers import METRICS_FILE, upload_run_file
 
 
 async def test_the_series_of_a_run_is_noted_before_it_is_stored(world: World, tmp_path: Path) -> None:
-    store = Store(world.db, NODE)
+    store = world.store()
     await world.join(store)
     await store.renew()
     story = await world.job(validation_file=None)

@@ -12,7 +12,6 @@ from luthier_common.contract import events as f
 from luthier_inference.adapter_config import parse_adapter_config
 from luthier_registry.domain import read_artifact_manifest
 from luthier_trainer.checkpoints import verify
-from luthier_trainer.store import Store
 from luthier_trainer.supervisor import Supervisor
 from luthier_trainer.workplace import Workplace
 
@@ -22,7 +21,7 @@ NUM_STEPS = {"n_epochs": 2, "total_steps": 10}
 def stubbed_node(world: World, **pace: float) -> AbstractAsyncContextManager[Supervisor]:
     settings = world.settings()
     executor = stub_executor(set_pace(settings.home, **pace))
-    return working(Supervisor(Store(world.db, NODE), world.objects, Workplace(settings.home, NODE), executor, settings))
+    return working(Supervisor(world.store(), world.objects, Workplace(settings.home, NODE), executor, settings))
 
 
 async def artifact_of(world: World, story: JobStory, target: Path) -> Path:

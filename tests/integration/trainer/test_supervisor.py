@@ -22,7 +22,6 @@ from luthier_registry.results import StepTable
 from luthier_trainer.checkpoints import verify
 from luthier_trainer.domain import Claim
 from luthier_trainer.executor import LocalExecutor
-from luthier_trainer.store import Store
 from luthier_trainer.supervisor import Supervisor
 from luthier_trainer.workplace import Workplace
 
@@ -104,7 +103,7 @@ async def test_a_gpu_run_sees_the_gpu_of_its_slot_and_no_other(world: World) -> 
     told = world.root / "told"
     say = f"import os, pathlib; pathlib.Path({str(told)!r}).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
     executor = LocalExecutor((sys.executable, "-c", say))
-    store = Store(world.db, NODE)
+    store = world.store()
     supervisor = Supervisor(store, world.objects, Workplace(settings.home, NODE), executor, settings)
     await supervisor.renew()
     gpus = [{"name": "H100", "memory_bytes": 80 << 30, "uuid": f"GPU-{name}"} for name in ("a", "b")]
@@ -216,7 +215,7 @@ async def test_what_must_be_told_waits_for_a_full_outbox_and_steps_do_not(world:
     await world.place(story)
     filling = [{"seq": number} for number in range(500)]
     await world.db["jobs"].update_one({"_id": story.id}, {"$set": {"outbox": filling, "phase": "pausing"}})
-    store, claim = Store(world.db, NODE), Claim(story.id, 1, (0,), None)
+    store, claim = world.store(), Claim(story.id, 1, (0,), None)
     assert (await store.state(claim, [make_step(1)])).outcome is Outcome.FULL
     with pytest.raises(TransientError):
         await store.state(claim, f.RunPaused(step=None), op_id="RunPaused")

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from builders.refusing_store import RefusingStore
-from builders.trainer_node import NODE, World
+from builders.trainer_node import World
 from luthier_common.kit.objects import ObjectStoreUnavailableError, Stored
 from luthier_trainer.checkpoints import ADAPTER_FILES, MANIFEST_FILE, STATE_FILES, seal, staged
 from luthier_trainer.domain import assignment_of, claims_of
 from luthier_trainer.insisting import Insist
-from luthier_trainer.store import Store
 from luthier_trainer.transfers import upload_directory
 
 
@@ -30,7 +29,7 @@ class FailsOnce(RefusingStore):
 
 
 async def test_only_the_file_that_failed_is_sent_again(world: World, tmp_path: Path) -> None:
-    store = Store(world.db, NODE)
+    store = world.store()
     await world.join(store)
     story = await world.job(validation_file=None)
     await world.place(story)

@@ -10,6 +10,8 @@ from luthier_common.contract import events as f
 from luthier_common.contract.reasons import FailureReason
 from luthier_trainer.domain import (
     Claim,
+    NameHolder,
+    NameWatch,
     Verdict,
     claims_of,
     failure_of,
@@ -35,6 +37,10 @@ def make_job(**changes: Any) -> dict[str, Any]:
     return {**job, **changes}
 
 
+def lease_of(home: str, *, renewed_ago_s: float) -> dict[str, Any]:
+    return {"owner": "n1", "home": home, "renewed_at": NOW - timedelta(seconds=renewed_ago_s)}
+
+
 @pytest.mark.parametrize(
     ("claim", "job", "verdict"),
     [
@@ -42,6 +48,11 @@ def make_job(**changes: Any) -> dict[str, Any]:
         (CLAIM, make_job(phase="pausing", wanted="pause"), Verdict.PAUSE),
         (CLAIM, make_job(phase="training", lease={"owner": "n1"}), Verdict.LOST),
         (CLAIM, make_job(phase="pausing", wanted="pause", lease={"owner": "n1"}), Verdict.LOST),
+        (CLAIM, make_job(phase="training", lease=lease_of("home", renewed_ago_s=1)), Verdict.LOST),
+        (CLAIM, make_job(phase="training", lease=lease_of("another", renewed_ago_s=29)), Verdict.WAIT),
+        (replace(CLAIM, is_gone=True), make_job(lease=lease_of("another", renewed_ago_s=29)), Verdict.WAIT),
+        (CLAIM, make_job(phase="training", lease=lease_of("another", renewed_ago_s=31)), Verdict.LOST),
+        (CLAIM, make_job(phase="paused", lease=lease_of("another", renewed_ago_s=1)), Verdict.FREE),
         (CLAIM, make_job(phase="trained", lease={"owner": "n1"}), Verdict.FREE),
         (replace(CLAIM, is_gone=True), make_job(), Verdict.LOST),
         (CLAIM, make_job(phase="cancelled"), Verdict.FREE),
@@ -56,7 +67,30 @@ def make_job(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_claim_calls_for(claim: Claim, job: dict[str, Any] | None, verdict: Verdict) -> None:
-    assert judge(claim, job, "n1", NOW, 30.0) is verdict
+    assert judge(claim, job, "n1", NOW, 30.0, home="home") is verdict
+
+
+def test_who_has_a_name_is_silent_when_a_whole_ttl_of_watching_found_nothing_new() -> None:
+    died = NameHolder("a1", NOW)
+    watch = NameWatch(ttl_s=30.0)
+    looks_s = (0.0, 10.0, 20.0, 29.0, 30.0)
+    assert [watch.is_silent(died, now_s) for now_s in looks_s] == [False, False, False, False, True]
+
+
+def test_who_has_a_name_has_a_whole_ttl_again_after_an_outage_of_the_database() -> None:
+    waits_too = NameHolder("a1", NOW)
+    watch = NameWatch(ttl_s=30.0)
+    assert not watch.is_silent(waits_too, 0.0)
+    assert [watch.is_silent(waits_too, now_s) for now_s in (100.0, 110.0, 120.0, 130.0)] == [False, False, False, True]
+
+
+def test_who_has_a_name_lives_when_anything_about_it_is_new() -> None:
+    """A document is there a moment before its first renewal."""
+    watch = NameWatch(ttl_s=30.0)
+    assert not watch.has_changed(NameHolder("a1", None))
+    assert not watch.is_silent(NameHolder("a1", None), 0.0)
+    assert not watch.has_changed(NameHolder("a1", None))
+    assert watch.has_changed(NameHolder("a1", NOW))
 
 
 def test_only_a_placed_attempt_on_these_slots_is_ours() -> None:
@@ -77,13 +111,13 @@ def test_a_claim_names_its_slots_in_the_order_of_the_job_that_was_placed() -> No
     held = {"job": "ftjob-1", "attempt": 2, "claim": "c", "claimed_at": NOW}
     (claim,) = claims_of([{"index": 2, "holder": held}, {"index": 0, "holder": held}])
     job = make_job(members=[{"node": "n1", "slots": [0, 2], "rank": 0}])
-    assert judge(claim, job, "n1", NOW, 30.0) is Verdict.START
+    assert judge(claim, job, "n1", NOW, 30.0, home="home") is Verdict.START
 
 
 def test_what_another_scheduler_claimed_for_the_same_attempt_keeps_no_run_from_starting() -> None:
     placed, stray = ({"job": "ftjob-1", "attempt": 2, "claim": name, "claimed_at": NOW} for name in "ps")
     claims = claims_of([{"index": 0, "holder": placed}, {"index": 1, "holder": stray}])
-    verdicts = [judge(claim, make_job(), "n1", NOW + timedelta(seconds=60), 30.0) for claim in claims]
+    verdicts = [judge(claim, make_job(), "n1", NOW + timedelta(seconds=60), 30.0, home="home") for claim in claims]
     assert verdicts == [Verdict.START, Verdict.WITHDRAW]
 
 

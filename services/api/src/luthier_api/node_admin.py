@@ -63,7 +63,7 @@ async def _book(db: Database, node: Doc) -> None:
             claims.setdefault(key, (holder, []))[1].append(slot["index"])
     for key, (holder, slots) in claims.items():
         job = await db["jobs"].find_one({"_id": holder["job"]}, dict.fromkeys(_JOB_FIELDS, 1))
-        if job is None or not _was_placed(job, holder["attempt"], node["_id"]):
+        if job is None or not _was_placed(job, holder["attempt"], node["_id"], slots):
             continue
         row = {"job": holder["job"], "attempt": holder["attempt"], "node": node["_id"], "slots": slots}
         row |= {"from": holder.get("claimed_at"), "to": node["renewed_at"]}
@@ -71,10 +71,12 @@ async def _book(db: Database, node: Doc) -> None:
         await db["usage"].update_one({"_id": key}, {"$setOnInsert": row}, upsert=True)
 
 
-def _was_placed(job: Doc, attempt: int, node: str) -> bool:
-    """As the trainer sees it: a document of a later attempt no longer says where this one ran."""
-    return job["attempt"] > attempt or (
-        job["attempt"] == attempt and any(member["node"] == node for member in job.get("members") or ())
+def _was_placed(job: Doc, attempt: int, node: str, slots: list[int]) -> bool:
+    """Whether the attempt ran on these slots; a document of a later one no longer says where, so it counts as if."""
+    if job["attempt"] != attempt:
+        return bool(job["attempt"] > attempt)
+    return any(
+        member["node"] == node and sorted(member["slots"]) == sorted(slots) for member in job.get("members") or ()
     )
 
 

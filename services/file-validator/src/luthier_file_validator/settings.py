@@ -13,7 +13,9 @@ class FileValidatorSettings(RoomSettings):
     min_examples: int = Field(10, ge=1, description="fewest examples of a training file")
     max_examples: int | None = Field(None, ge=1, description="most examples of a training file; none: no limit")
     max_findings: int = Field(10_000, ge=1, description="findings that a report lists, errors first; it counts all")
-    max_parallel: int = Field(2, ge=1, description="checks of each loop at a time; of large files one less")
+    max_parallel: int = Field(
+        3, ge=1, description="checks of each loop at a time; of large files one less, of one project's two less"
+    )
     check_memory_bytes: int = Field(1024 * MIB, description="address space of a check")
     check_cpu_s: int = Field(3600, description="processor time of a check; above 512 MiB in proportion to the file")
     check_wall_s: float = Field(7200.0, description="wall time of a check; above 512 MiB in proportion to the file")

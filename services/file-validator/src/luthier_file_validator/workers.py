@@ -1,10 +1,12 @@
 """Long work beside a loop: a bounded number of tasks, each under a lease, at most one for a thing.
 
-Projects get the places in turn. One place is always kept from large files, and one from the small files of the project
-that has the others with them. What failed rests, each time longer, so that it takes no place from the others.
+Projects get the places in turn, and so do a project's small and large files. One place is always kept from large files,
+one more from those of a project that has the others with them, and one from the small files of such a project. What
+failed rests, each time longer, so that it takes no place from the others.
 """
 
 import asyncio
+import errno
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,9 +19,11 @@ from luthier_common.kit.clock import Clock
 from luthier_common.kit.mongo import DRIVER_ERRORS, Database
 from luthier_common.kit.rests import Rests
 from luthier_common.kit.room import TRANSIENT_ERRORS, is_transient
+from luthier_file_validator.checker import CheckFaultError
 
 log = logging.getLogger(__name__)
 FIRST_REST_S, MAX_REST_S = 5.0, 600.0
+MAX_REST_IN_OUTAGE_S = 30.0
 LARGE_BYTES = 50 * 1024 * 1024
 """More is read for a minute or longer."""
 
@@ -54,40 +58,49 @@ class Workers:
         self._wake = wake
         self._claim_ttl_s = claim_ttl_s
         self._limit = limit
-        self._all_but_one = max(1, limit - 1)
         self._waiting: dict[Queue, dict[str, Waiting]] = {}
         self._running: dict[str, asyncio.Task[bool]] = {}
         self._queues: dict[str, Queue] = {}
         self._rests = Rests[str](clock, first_s=FIRST_REST_S, most_s=MAX_REST_S)
+        self._rests_in_outage = Rests[str](clock, first_s=FIRST_REST_S, most_s=MAX_REST_IN_OUTAGE_S)
         self._turns = count(1)
-        self._last_turns: dict[str, int] = {}
+        self._last_turns: dict[Queue, int] = {}
 
     def offer(self, waiting: Waiting) -> None:
         """Let it wait for a place, unless it is being done, or failed just now."""
-        name = waiting.lease_name
-        queue = self._waiting.setdefault((waiting.project, waiting.is_large), {})
-        if name not in self._running and not self._rests.is_resting(name) and len(queue) < self._limit:
-            queue[name] = waiting
+        name, queue = waiting.lease_name, (waiting.project, waiting.is_large)
+        is_resting = self._rests.is_resting(name) or self._rests_in_outage.is_resting(name)
+        if name not in self._running and not is_resting and len(self._waiting.get(queue, ())) < self._limit:
+            self._waiting.setdefault(queue, {})[name] = waiting
 
     def start(self) -> None:
         """Give the free places to what was offered since the last call; what gets none has to be offered again."""
         while len(self._running) < self._limit and (queue := self._next_queue()) is not None:
-            self._last_turns[queue[0]] = next(self._turns)
+            self._last_turns[queue] = next(self._turns)
             waiting = self._waiting[queue]
             self._begin(waiting.pop(next(iter(waiting))), queue)
         self._waiting.clear()
 
     def _next_queue(self) -> Queue | None:
         """Of those that wait the project with the fewest places, then the one that was not served for longest."""
+        places = Counter(project for project, _ in self._queues.values())
+        turns: dict[str, int] = {}
+        for (project, _), turn in self._last_turns.items():
+            turns[project] = max(turn, turns.get(project, 0))
+
+        def rank(queue: Queue) -> tuple[int, int, int]:
+            return places[queue[0]], turns.get(queue[0], 0), self._last_turns.get(queue, 0)
+
+        may = (queue for queue, waiting in self._waiting.items() if waiting and self._has_room_for(queue))
+        return min(may, key=rank, default=None)
+
+    def _has_room_for(self, queue: Queue) -> bool:
+        """Whether it may take a free place: no small file is to wait for large ones, nor a project for one other."""
         held = list(self._queues.values())
-        places = Counter(project for project, _ in held)
+        if not queue[1]:
+            return held.count(queue) < max(1, self._limit - 1)
         num_large = sum(is_large for _, is_large in held)
-        may = [
-            queue
-            for queue, waiting in self._waiting.items()
-            if waiting and (num_large if queue[1] else held.count(queue)) < self._all_but_one
-        ]
-        return min(may, key=lambda queue: (places[queue[0]], self._last_turns.get(queue[0], 0)), default=None)
+        return num_large < max(1, self._limit - 1) and held.count(queue) < max(1, self._limit - 2)
 
     def _begin(self, waiting: Waiting, queue: Queue) -> None:
         name = waiting.lease_name
@@ -122,13 +135,15 @@ class Workers:
             # The database is away: for all of them.
             log.warning("%s is tried again: %s", lease_name, type(error).__name__)
         except Exception as error:
-            told = {"rest_s": self._rests.begin(lease_name)}
+            rests = self._rests_in_outage if _is_outage(error) else self._rests
+            told = {"rest_s": rests.begin(lease_name)}
             if is_transient(error):
                 log.warning("%s rests: %s: %s", lease_name, type(error).__name__, error, extra=told)
             else:
                 log.exception("%s failed and rests", lease_name, extra=told)
         else:
             self._rests.end(lease_name)
+            self._rests_in_outage.end(lease_name)
             return True
         return False
 
@@ -142,3 +157,9 @@ class Workers:
         del self._running[lease_name], self._queues[lease_name]
         if not task.cancelled() and task.result():
             self._wake.set()
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether a server did not answer, which ends for all files at once; not this machine's want of room."""
+    is_room = isinstance(error, CheckFaultError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return is_transient(error) and not is_room

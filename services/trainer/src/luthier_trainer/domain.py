@@ -1,5 +1,6 @@
 """What a claim on this node's slots calls for, and which fact a child's report becomes; pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,38 @@ class NameTakenError(RuntimeError):
 
     def __init__(self, node: str) -> None:
         super().__init__(f"another trainer works as {node}: LUTHIER_TRAINER_NODE must be a name of its own for each")
+
+
+@dataclass(frozen=True)
+class NameHolder:
+    """Who has a node's name, as its document says."""
+
+    instance: str | None
+    renewed_at: datetime | None
+
+
+class NameWatch:
+    """Tells whether the holder of a name is silent.
+
+    Only time that was really watched counts: after a pause longer than half a TTL, such as an outage of the database
+    in which nobody can renew, the holder gets a whole TTL again.
+    """
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._seen: NameHolder | None = None
+        self._since_s = self._looked_at_s = -math.inf
+
+    def has_changed(self, holder: NameHolder) -> bool:
+        """Whether somebody has renewed since the last look."""
+        return self._seen not in (None, holder)
+
+    def is_silent(self, holder: NameHolder, now_s: float) -> bool:
+        """Look now: whether this very holder was seen for a whole TTL."""
+        if self._seen != holder or now_s - self._looked_at_s > self._ttl_s / 2:
+            self._seen, self._since_s = holder, now_s
+        self._looked_at_s = now_s
+        return now_s - self._since_s >= self._ttl_s
 
 
 @dataclass(frozen=True)
@@ -106,11 +139,13 @@ def claims_of(slots: Sequence[Doc]) -> list[Claim]:
     ]
 
 
-def judge(claim: Claim, job: Doc | None, node: str, now: datetime, ttl_s: float) -> Verdict:
+def judge(claim: Claim, job: Doc | None, node: str, now: datetime, ttl_s: float, *, home: str) -> Verdict:
     """What a claim calls for: a run that the rows do not name is never started, one that may come to be not freed."""
     if job is not None and job["attempt"] == claim.attempt and _names(job, claim, node):
         if job["phase"] not in HELD:
             return Verdict.FREE
+        if _is_held_elsewhere(job.get("lease") or {}, home, now, ttl_s):
+            return Verdict.WAIT
         # JobPlaced clears the lease and a run's first deed is to renew it.
         if job.get("lease") is not None or claim.is_gone:
             return Verdict.LOST
@@ -234,3 +269,10 @@ def thin(steps: list[Step]) -> list[Step]:
 def _names(job: Doc, claim: Claim, node: str) -> bool:
     """Whether the job is placed on exactly these slots of this node; both name slots in their order."""
     return any(member["node"] == node and tuple(member["slots"]) == claim.slots for member in job.get("members") or ())
+
+
+def _is_held_elsewhere(lease: Doc, home: str, now: datetime, ttl_s: float) -> bool:
+    """Whether the trainer of another home that had this node's name still saves the run; one of this home is gone."""
+    if lease.get("home") in (None, home):
+        return False
+    return bool((now - lease["renewed_at"]).total_seconds() < ttl_s)

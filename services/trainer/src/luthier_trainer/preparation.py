@@ -39,12 +39,12 @@ class Preparation:
     async def prepare(self, directory: Path, has_gpus: bool) -> RunSpec:
         """Fill the run's directory and write its `run.json`. Repeatable."""
         with _disk_of_node():
-            try:
-                return await self._prepare(directory, has_gpus)
-            except OSError as error:
-                if not _is_disk_full(error) or not await in_thread(self._bases.make_room):
-                    raise
-            return await self._prepare(directory, has_gpus)
+            while True:
+                try:
+                    return await self._prepare(directory, has_gpus)
+                except OSError as error:
+                    if not _is_disk_full(error) or not await in_thread(self._bases.drop_one, self._run.base_digest):
+                        raise
 
     async def _prepare(self, directory: Path, has_gpus: bool) -> RunSpec:
         run, settings = self._run, self._settings

@@ -64,6 +64,11 @@ class Run:
         self._is_given_up = False
         self._insist = Insist(settings.unreachable_cap_s, lambda: self._is_over)
 
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Those of this node that the attempt was placed on."""
+        return self._run.claim.slots
+
     def poke(self) -> None:
         """Something about the job has changed: ask now what is wanted."""
         self._poked.set()

@@ -16,7 +16,7 @@ from luthier_common.kit.bases import find_pinned
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import AFTER, Database, Doc
-from luthier_trainer.domain import Claim, NameTakenError
+from luthier_trainer.domain import Claim, NameHolder, NameTakenError
 from luthier_trainer.inventory import merge_slots
 
 ACTOR = Actor(room="trainer")
@@ -25,25 +25,32 @@ _OWNED = {"org": "system", "project": "system", "owner": "system"}
 
 
 class Store:
-    """The only place of this room that touches collections. `instance` tells this process from others of its name."""
+    """The only place of this room that touches collections.
 
-    def __init__(self, db: Database, node: str) -> None:
+    `instance` tells this process from others of its name, `home` those from it that may live beside it.
+    """
+
+    def __init__(self, db: Database, node: str, home: str) -> None:
         self.db = db
         self.node = node
+        self.home = home
         self.instance = secrets.token_hex(8)
 
-    async def join(self, device: str, slots: list[Doc], *, home: str, ttl_s: float) -> datetime | None:
+    async def join(self, device: str, slots: list[Doc], *, silent: NameHolder | None = None) -> NameHolder | None:
         """State that this node is here with these slots; what is held in its document stays held.
 
-        Nothing is stated while another trainer holds the name: one of another `home` that has not left and renewed
-        less than `ttl_s` ago, in database time. The answer is when that was.
+        Nothing is stated while another trainer holds the name: one of another home that has not left, nor was called
+        lost, nor is the `silent` one. The answer is who that is.
         """
         fact = NodeJoined(role="trainer", num_slots=len(slots), device=device)
-        mine: Doc = {"instance": self.instance, "home": home}
+        mine: Doc = {"instance": self.instance, "home": self.home}
         blank: Doc = {**_OWNED, "slots": slots, "bases": [], "adapters": [], "draining": False, "renewed_at": None}
         made = await create(self.db, fact, self.node, blank | mine, actor=ACTOR)
         if made.outcome is not Outcome.DUPLICATE:
             return None
+        free: list[Doc] = [{"instance": self.instance}, {"home": self.home}, {"phase": {"$ne": "live"}}]
+        if silent is not None:
+            free.append({"instance": silent.instance, "renewed_at": silent.renewed_at})
         known = (made.doc or {}).get("slots", [])
         merged = merge_slots(slots, known)
         facts: list[Fact] = [fact]
@@ -56,15 +63,14 @@ class Store:
             facts,
             actor=ACTOR,
             op_id=f"join/{secrets.token_hex(4)}",
-            match={"slots": known, "$or": [*({name: value} for name, value in mine.items()), *_is_abandoned(ttl_s)]},
+            match={"slots": known, "$or": free},
             also={"slots": merged, "draining": False, "struck": None, **mine},
         )
         if done.done:
             return None
         other = done.doc or {}
-        renewed_at: datetime | None = other.get("renewed_at")
-        if done.outcome is Outcome.CHANGED and other.get("home") != home and renewed_at is not None:
-            return renewed_at
+        if done.outcome is Outcome.CHANGED and other.get("home") != self.home and other.get("phase") == "live":
+            return NameHolder(other.get("instance"), other.get("renewed_at"))
         raise TransientError(f"the node could not join: {done.outcome}")
 
     async def renew(self) -> bool:
@@ -101,12 +107,12 @@ class Store:
 
         It is over too when another process holds the lease, be it one of this name.
         """
-        lease = {"owner": {"$literal": self.node}, "instance": self.instance, "renewed_at": "$$NOW"}
+        mine = {"owner": {"$literal": self.node}, "instance": self.instance, "home": {"$literal": self.home}}
         is_mine = {"$or": [{"lease": None}, {"lease.instance": self.instance}]}
         query = {"_id": job_id, "attempt": attempt, "phase": {"$in": list(HELD)}, **is_mine}
         fields = {"wanted": 1}
         seen: Doc | None = await self.db["jobs"].find_one_and_update(
-            query, [{"$set": {"lease": lease}}], projection=fields, return_document=AFTER
+            query, [{"$set": {"lease": mine | {"renewed_at": "$$NOW"}}}], projection=fields, return_document=AFTER
         )
         await failpoint("trainer.after_lease")
         return None if seen is None else str(seen.get("wanted") or "run")
@@ -152,7 +158,8 @@ class Store:
         """
         await failpoint("trainer.before_free")
         job = await self.db["jobs"].find_one({"_id": claim.job_id}, {"outbox": 0})
-        if job is not None:
+        # Whoever has the node by now has the slots too, and books them when it frees them.
+        if job is not None and await self._holds(claim):
             await self._book(claim, job)
         await failpoint("trainer.after_usage")
         is_held = _is_held_for(claim)
@@ -173,6 +180,10 @@ class Store:
     def _mine(self) -> Doc:
         """The node's document while it is this process's."""
         return {"_id": self.node, "instance": self.instance}
+
+    async def _holds(self, claim: Claim) -> bool:
+        held = {"$elemMatch": {"holder.job": claim.job_id, "holder.attempt": claim.attempt}}
+        return await self.db["nodes"].find_one({**self._mine, "slots": held}, {"_id": 1}) is not None
 
     async def _book(self, claim: Claim, job: Doc) -> None:
         """The usage ledger's row of a claim; the first one stays."""
@@ -208,12 +219,6 @@ class Store:
     async def let_go(self, key: str, claim: Claim) -> None:
         """The job no longer needs what lies under this key: the sweeper removes it, unless somebody else does."""
         await ledger.let_go(self.db, key, f"job/{claim.job_id}")
-
-
-def _is_abandoned(ttl_s: float) -> list[Doc]:
-    """Whoever had the node's name left, was called lost, or has been silent for so long: one of these."""
-    since = {"$subtract": ["$$NOW", int(ttl_s * 1000)]}
-    return [{"phase": {"$ne": "live"}}, {"$expr": {"$lt": [{"$ifNull": ["$renewed_at", None]}, since]}}]
 
 
 def _is_held_for(claim: Claim) -> Doc:

@@ -3,9 +3,8 @@
 import asyncio
 import logging
 import os
+import time
 from contextlib import suppress
-from datetime import datetime
-from typing import NoReturn
 
 from luthier_common.contract.events import RunPaused
 from luthier_common.contract.reasons import FailureReason
@@ -19,6 +18,7 @@ from luthier_trainer.domain import (
     Assignment,
     Claim,
     NameTakenError,
+    NameWatch,
     RunKey,
     Verdict,
     assignment_of,
@@ -54,7 +54,7 @@ class Supervisor:
         self._settings = settings
         self._runs: dict[RunKey, tuple[Run, asyncio.Task[None]]] = {}
         self._has_joined = False
-        self._other_renewed_at: datetime | None = None
+        self._name_watch = NameWatch(settings.lease_ttl_s)
         self._is_stopping = False
         self.wake = asyncio.Event()
 
@@ -76,11 +76,15 @@ class Supervisor:
         jobs = await self._store.read_jobs([claim.job_id for claim in claims])
         for claim in claims:
             job = jobs.get(claim.job_id)
-            if (held := self._runs.get(claim.key)) is not None:
-                if not is_ours(claim, job, self._store.node) or (job and job.get("wanted") == "pause"):
-                    held[0].poke()
-                continue
-            await self._act(claim, job, judge(claim, job, self._store.node, now, self._settings.lease_ttl_s), slots)
+            verdict = judge(claim, job, self._store.node, now, self._settings.lease_ttl_s, home=self._store.home)
+            if (held := self._runs.get(claim.key)) is None:
+                await self._act(claim, job, verdict, slots)
+            elif set(held[0].slots).isdisjoint(claim.slots):
+                # Another scheduler claimed for the same attempt: the run's own slots stay as they are.
+                if verdict is Verdict.WITHDRAW:
+                    await self._act(claim, job, verdict, slots)
+            elif not is_ours(claim, job, self._store.node) or (job and job.get("wanted") == "pause"):
+                held[0].poke()
 
     async def stop(self) -> None:
         """Leave: no new runs; those at work save, go back to the queue and free their slots, within the budget."""
@@ -121,25 +125,28 @@ class Supervisor:
             self._settings.trainer_cpu_slots,
             os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
-        home = await asyncio.to_thread(self._workplace.identity)
-        other = await self._store.join(device, slots, home=home, ttl_s=self._settings.lease_ttl_s)
-        if other is not None:
-            self._wait_for_name(other)
+        await self._take_name(device, slots)
         await failpoint("trainer.after_join")
-        await self._store.renew()
+        if not await self._store.renew():
+            raise TransientError(f"{self._store.node} was called lost while it joined")
         log.info("the node has joined", extra={"device": device, "num_slots": len(slots)})
         self._has_joined = True
         self.wake.set()
 
-    def _wait_for_name(self, other_renewed_at: datetime) -> NoReturn:
-        """Raise what ends this round, or this process: who died is silent from now on, who renews lives."""
-        if self._other_renewed_at not in (None, other_renewed_at):
+    async def _take_name(self, device: str, slots: list[Doc]) -> None:
+        """Join, or raise what ends this round, or this process: who died is silent from now on, who renews lives."""
+        other = await self._store.join(device, slots)
+        if other is None:
+            return
+        if self._name_watch.has_changed(other):
             raise NameTakenError(self._store.node)
-        self._other_renewed_at = other_renewed_at
+        is_silent = self._name_watch.is_silent(other, time.monotonic())
+        if is_silent and await self._store.join(device, slots, silent=other) is None:
+            return
+        last_heard = "its start" if other.renewed_at is None else f"{other.renewed_at:%H:%M:%S} UTC"
         raise TransientError(
-            f"{self._store.node} is the name of a trainer with another home, last heard of at "
-            f"{other_renewed_at:%H:%M:%S} UTC; it is taken over when that one is silent for "
-            f"{self._settings.lease_ttl_s:g} s"
+            f"{self._store.node} is the name of a trainer with another home, or of an earlier version, last heard of "
+            f"at {last_heard}; it is taken over when that one is silent for {self._settings.lease_ttl_s:g} s"
         )
 
     async def _act(self, claim: Claim, job: Doc | None, verdict: Verdict, slots: list[Doc]) -> None:
