@@ -65,9 +65,10 @@ async def converted_base() -> Path:
 _NEXT = """
 Where to go next
   make up                                      keep Luthier running here, at http://127.0.0.1:8000/v1
-  pip install openai                           then, in your own script, two lines change:
+  pip install openai                           then, in your own script, the client and the model's name change:
       client = OpenAI(base_url="http://127.0.0.1:8000/v1",
                       api_key=open(".luthier/admin-key").read().strip())
+      model="SmolLM2-135M-Instruct"            or a base of your own: CONTRIBUTING.md, "Add a base model"
   examples/support-assistant/finetune.py       is the script you have just watched
 """
 

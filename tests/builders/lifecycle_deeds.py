@@ -75,7 +75,7 @@ class Rooms:
         self.api = JobService(Repository(db, PRINCIPAL, "req-test"), Bases(db), Queue(), SETTINGS)
         self.validator = ValidatorStore(db, None)  # type: ignore[arg-type]
         self.scheduler = SchedulerStore(db)
-        self.trainer = TrainerStore(db, self.node)
+        self.trainer = TrainerStore(db, self.node, "home")
         self.registry = RegistryStore(db)
         self.inference = InferenceStore(db, "engine")
 
@@ -87,7 +87,7 @@ class Rooms:
 
     async def join_node(self) -> None:
         slots = [{"index": n, "gpu": None, "holder": None} for n in range(NUM_SLOTS)]
-        assert await self.trainer.join("cpu", slots, home="home", ttl_s=30.0) is None
+        assert await self.trainer.join("cpu", slots) is None
 
     def deed(self, name: str) -> Deed | None:
         """This deed, on a document as somebody has seen it: mostly the last, at times an old one.
@@ -266,7 +266,7 @@ class Rooms:
         jobs = await self.trainer.read_jobs([claim.job_id for claim in claims])
         for claim in claims:
             assert now is not None
-            match judge(claim, jobs.get(claim.job_id), self.node, now, ttl_s):
+            match judge(claim, jobs.get(claim.job_id), self.node, now, ttl_s, home=self.trainer.home):
                 case Verdict.FREE:
                     await self.trainer.free(claim)
                 case Verdict.WITHDRAW:

@@ -17,7 +17,6 @@ from luthier_trainer.domain import Assignment, assignment_of, claims_of
 from luthier_trainer.insisting import Insist
 from luthier_trainer.preparation import Preparation
 from luthier_trainer.protocol import RunSpec
-from luthier_trainer.store import Store
 from luthier_trainer.transfers import upload_directory
 
 
@@ -44,7 +43,7 @@ class Saved:
             for name in (*ADAPTER_FILES, *STATE_FILES):
                 (staging / name).write_text(f"{name} of step {step} of attempt {attempt} of {job_id}")
             digest = seal(staging, "checkpoint", job_id or self.story.id, attempt, step, {})
-        store = Store(self.world.db, NODE)
+        store = self.world.store()
         blob = await upload_directory(
             store, self.world.objects, await self.run(), directory, self.key(step, attempt), digest, Insist(0.0)
         )
@@ -70,9 +69,7 @@ class Saved:
     async def prepare(self) -> RunSpec:
         directory = self.world.root / "run"
         directory.mkdir()
-        preparation = Preparation(
-            await self.run(), Store(self.world.db, NODE), self.world.objects, self.world.settings()
-        )
+        preparation = Preparation(await self.run(), self.world.store(), self.world.objects, self.world.settings())
         return await preparation.prepare(directory, has_gpus=False)
 
     async def project(self) -> None:

@@ -23,6 +23,13 @@ from luthier_trainer.supervisor import Supervisor
 from luthier_trainer.workplace import Workplace
 
 NODE = "node-1"
+DEAF = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(600)
+"""
+"""A child in the middle of a step that takes longer than the time to stop."""
 
 
 class World(NamedTuple):
@@ -49,16 +56,20 @@ class World(NamedTuple):
         }
         return TrainerSettings(**(values | changes))
 
-    async def join(self, store: Store, device: str = "cpu", num_slots: int = 1, home: str = "home") -> None:
+    def store(self, settings: TrainerSettings | None = None) -> Store:
+        """That of a new process in the home of these settings."""
+        home = (settings or self.settings()).home
+        return Store(self.db, NODE, Workplace(home, NODE).identity())
+
+    async def join(self, store: Store, device: str = "cpu", num_slots: int = 1) -> None:
         """What a trainer of this store does first."""
         slots = [{"index": index, "gpu": None, "holder": None} for index in range(num_slots)]
-        assert await store.join(device, slots, home=home, ttl_s=2.0) is None
+        assert await store.join(device, slots) is None
 
     def supervisor(self, **changes: Any) -> Supervisor:
         settings = self.settings(**changes)
         workplace = Workplace(settings.home, NODE)
-        settings.home.mkdir(parents=True, exist_ok=True)
-        return Supervisor(Store(self.db, NODE), self.objects, workplace, LocalExecutor(), settings)
+        return Supervisor(self.store(settings), self.objects, workplace, LocalExecutor(), settings)
 
     async def add_file(self, file_id: str, path: Path) -> None:
         content = path.read_bytes()

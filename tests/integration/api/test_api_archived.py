@@ -3,6 +3,8 @@
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from builders.engines import Engine, joined
 from builders.waiting import until
 from integration.api.conftest import TINY, Api
 from integration.api.tenants import Tenant, settled
+from luthier_api.project_admin import ProjectError, erase_project
 from luthier_common.kit.migrate import LISTED
+from luthier_common.kit.mongo import Database
 
 ASKED = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -31,6 +35,12 @@ async def _archive(tenant: Tenant, colleague: str) -> None:
     async with tenant.api.http(colleague) as http:
         answer = await http.post(f"/v1/organization/projects/{tenant.project}/archive")
         assert answer.status_code == 200, answer.text
+
+
+async def _wait_out_what_was_asked_before(tenant: Tenant) -> None:
+    """As if it had been archived long ago."""
+    long_ago = datetime.now(UTC) - timedelta(hours=3)
+    await tenant.api.db["projects"].update_one({"_id": tenant.project}, {"$set": {"archived_at": long_ago}})
 
 
 async def _erase(api: Api, mongo_url: str, project: str) -> tuple[int | None, str]:
@@ -67,6 +77,7 @@ async def test_an_operator_erases_what_an_archived_project_has_stored(tenant: Te
     status, told = await _erase(api, mongo_url, tenant.project)
     assert (status, "is not archived" in told) == (1, True), "its keys work: it would fill again"
     await _archive(tenant, await _colleague(tenant))
+    await _wait_out_what_was_asked_before(tenant)
     status, told = await _erase(api, mongo_url, tenant.project)
     assert (status, "is erased" in told) == (0, True), told
 
@@ -81,3 +92,44 @@ async def test_an_operator_erases_what_an_archived_project_has_stored(tenant: Te
     await until(is_let_go, what="nothing refers to what it stored")
     assert (await _erase(api, mongo_url, tenant.project))[0] == 0, "once more changes nothing"
     assert (await _erase(api, mongo_url, "proj-none"))[0] == 1
+
+
+async def test_what_was_asked_before_the_archiving_is_not_said_to_be_erased(tenant: Tenant, mongo_url: str) -> None:
+    """A file is on its way in when the project is archived: it is stored behind the first erasing, and goes with the
+    next."""
+    api, ours = tenant.api, {"org": tenant.org, "project": tenant.project}
+    goes_on = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--XX\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n'
+        yield b'--XX\r\nContent-Disposition: form-data; name="file"; filename="slow"\r\n\r\n'
+        await goes_on.wait()
+        yield b"x\r\n--XX--\r\n"
+
+    async def is_coming() -> bool:
+        return await api.db["objects"].find_one({**ours, "references": {"$regex": "^intent/file"}}) is not None
+
+    async with tenant.http() as http:
+        kind = {"content-type": "multipart/form-data; boundary=XX"}
+        sending = asyncio.create_task(http.post("/v1/files", content=body(), headers=kind))
+        await until(is_coming, what="the file is being stored")
+        await _archive(tenant, await _colleague(tenant))
+        status, told = await _erase(api, mongo_url, tenant.project)
+        assert (status, "is erased" in told, "do it again after" in told) == (1, False, True), told
+        goes_on.set()
+        assert (await sending).status_code == 200
+    await _wait_out_what_was_asked_before(tenant)
+    assert (await _erase(api, mongo_url, tenant.project))[0] == 0
+    assert await api.db["files"].find_one({**ours, **LISTED["files"]}) is None
+
+
+async def test_an_upload_whose_file_is_still_to_be_made_is_not_said_to_be_erased(db: Database) -> None:
+    """Its process died between the two; no other runs that could make the file."""
+    long_ago = datetime.now(UTC) - timedelta(hours=3)
+    await db["projects"].insert_one({"_id": "proj-a", "org": "org-a", "archived_at": long_ago})
+    row = {"_id": "upload_a", "org": "org-a", "project": "proj-a", "file_id": "file-a", "status": "completed"}
+    await db["uploads"].insert_one({**row, "is_due": True})
+    with pytest.raises(ProjectError, match="uploads are being finished"):
+        await erase_project(db, "proj-a", longest_request_s=60)
+    await db["uploads"].update_one({"_id": "upload_a"}, {"$unset": {"is_due": True}})
+    await erase_project(db, "proj-a", longest_request_s=60)

@@ -18,6 +18,7 @@ from builders.engines import Engine, joined
 from builders.lossy_proxy import LossyProxy, lossy_proxy
 from builders.waiting import until
 from integration.api.conftest import TINY, Api, run_api
+from luthier_api.around.connections import REPEATS_AFTER_S
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
 URL = "/v1/fine_tuning/jobs"
@@ -219,6 +220,20 @@ async def test_the_mka1_client_makes_one_job_though_answers_are_lost(
     assert proxy.num_lost == 2
     assert await count_jobs(api, suffix) == 1
     assert (await api.sdk().fine_tuning.jobs.retrieve(job_id)).id == job_id.replace("_", "-")
+
+
+async def test_two_jobs_that_a_proxy_asks_for_over_connections_of_their_own_are_two(
+    mongo_url: str, kafka_url: str, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """It ends each behind the answer: that says nothing of whether its client has it."""
+    env = {"LUTHIER_TRUSTED_PROXIES": "127.0.0.1"}
+    async with run_api(mongo_url, kafka_url, tmp_path, free_port(), "test_api_proxied", env) as api, api.http() as http:
+        http.headers |= {"user-agent": "speakeasy-sdk/python", "connection": "close"}
+        file = await api.sdk().files.create(file=("a.jsonl", LINE * 20), purpose="fine-tune")
+        for _ in range(2):
+            assert (await http.post(URL, json=make_body(file.id, "twice"))).status_code == 200
+            await asyncio.sleep(2 * REPEATS_AFTER_S)  # that client waits longer before it sends a request again
+        assert await count_jobs(api, "twice") == 2
 
 
 async def test_server_errors_and_a_killed_server_make_one_job(

@@ -10,6 +10,7 @@ import pytest
 
 from builders.waiting import until
 from integration.api.conftest import Api, run_api
+from luthier_common.kit.objects_s3 import MAX_PUTS
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
 LARGE = LINE * 300_000
@@ -103,6 +104,28 @@ async def test_slow_senders_keep_only_their_own_keys_uploads_waiting(patient: Ap
         writer.transport.abort()
 
 
+async def test_slow_senders_of_one_organisation_keep_no_other_waiting(patient: Api) -> None:
+    """It has many keys, and with each as many uploads as it may have: more than there are places."""
+    length = len(FORM) + len(b"x\r\n--XX--\r\n")
+    kind = ("content-type: multipart/form-data; boundary=XX", f"content-length: {length}")
+    slow = [await patient.new_key("files:write", project="proj-slow", org="org-slow") for _ in range(MAX_PUTS)]
+    senders = [await begin(patient, key, "POST /v1/files", *kind) for key in slow for _ in range(AT_ONCE)]
+    for _, writer in senders:
+        writer.write(FORM)
+        await writer.drain()
+
+    async def are_begun() -> bool:
+        begun = patient.db["objects"].find({"org": "org-slow", "intent_until": {"$type": "date"}})
+        return len(await begun.to_list(None)) >= MAX_PUTS // 3
+
+    await until(are_begun, what="as many as it may have")
+    async with asyncio.timeout(10):
+        assert (await send(patient, await patient.new_key("files:write"))).status_code == 200
+    assert await patient.db["objects"].count_documents({"org": "org-slow"}) == MAX_PUTS // 3
+    for _, writer in senders:
+        writer.transport.abort()
+
+
 async def test_many_parts_at_once_of_one_key_all_arrive(patient: Api) -> None:
     """As clients send them: none is refused for those that are on their way."""
     num_parts = 40
@@ -115,10 +138,20 @@ async def test_many_parts_at_once_of_one_key_all_arrive(patient: Api) -> None:
 
 
 @pytest.mark.parametrize("keyed", [(), ("idempotency-key: endless",)], ids=["plain", "keyed"])
-@pytest.mark.parametrize("path", ["chat/completions", "fine_tuning/jobs"])
-async def test_a_body_that_stops_coming_is_not_waited_for(patient: Api, path: str, keyed: tuple[str, ...]) -> None:
-    kind = ("content-type: application/json", "content-length: 100000")
-    reader, writer = await begin(patient, patient.key, f"POST /v1/{path}", *kind, *keyed)
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("chat/completions", "application/json"),
+        ("fine_tuning/jobs", "application/json"),
+        ("fine_tuning/jobs", "multipart/form-data; boundary=XX"),
+    ],
+)
+async def test_a_body_that_stops_coming_is_not_waited_for(
+    patient: Api, path: str, kind: str, keyed: tuple[str, ...]
+) -> None:
+    """Whatever it says that it is: only uploads have longer."""
+    head = (f"content-type: {kind}", "content-length: 100000")
+    reader, writer = await begin(patient, patient.key, f"POST /v1/{path}", *head, *keyed)
     writer.write(b'{"model":')
     async with asyncio.timeout(20):
         answer = await reader.read()

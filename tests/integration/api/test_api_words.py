@@ -79,3 +79,17 @@ async def test_a_conversation_beyond_all_bounds_is_cut_where_it_may_be(api: Api,
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "request_too_large")
     assert answer.status_code == 200
     assert [message["content"][:1] for message in engine.asked[-1]["messages"]] == ["1", "w", "2", "w", "l"]
+    assert answer.json()["x_dropped_messages"] == 2
+
+
+async def test_what_was_cut_before_is_counted_with_what_is_cut_now(api: Api, engine: Engine) -> None:
+    """The beginning is read neither time."""
+    long = "x" * (MAX_BYTES * 3 // 5)
+    dropped, last = [], None
+    async with api.http() as http:
+        for _ in range(4):
+            body = {"model": TINY, "input": long, "previous_response_id": last, "truncation": "auto"}
+            answer = (await http.post("/v1/responses", json=body, timeout=60)).json()
+            dropped.append(answer["x_dropped_messages"])
+            last = answer["id"]
+    assert dropped == [0, 0, 2, 4]

@@ -11,7 +11,7 @@ from builders.lifecycle_deeds import PRINCIPAL, SETTINGS, Rooms
 from builders.losing_driver import lose_next, losing_driver
 from luthier_api.services.files import FileService
 from luthier_api.store import Repository
-from luthier_api.turns import Turns
+from luthier_api.transfers import Downloads
 from luthier_common.contract import events as f
 from luthier_common.journal.advance import create
 from luthier_common.kit import ledger
@@ -58,7 +58,9 @@ async def test_a_file_whose_deletion_was_not_answered_is_gone_with_its_bytes(db:
         )
         with losing_driver("files"):
             lose_next(1)
-            files = FileService(Repository(db, PRINCIPAL, "req-test"), db, objects, SystemClock(), SETTINGS, Turns(1))
+            files = FileService(
+                Repository(db, PRINCIPAL, "req-test"), db, objects, SystemClock(), SETTINGS, Downloads(1)
+            )
             assert await files.delete("file-one") == "file-one"
     row = await db[ledger.COLLECTION].find_one({"_id": "files/one"})
     assert row is not None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from builders.bounded_http import served
+from luthier_api import protocol
 
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 ANSWER = b"HTTP/1.1 204"
@@ -40,6 +41,18 @@ async def test_a_connection_that_sends_no_whole_request_is_ended(port: int, sent
         writer.write(sent)
         assert await reader.read() == b""
     await _close(writer)
+
+
+async def test_a_head_that_was_begun_has_less_time_than_a_connection_that_rests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """How long connections rest is set by what proxies do; who sends a byte and no more is none."""
+    monkeypatch.setattr(protocol, "HEAD_S", 0.3)
+    async with served(_answer, keep_alive_s=30) as port, asyncio.timeout(4):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GE")
+        assert await reader.read() == b""
+        await _close(writer)
 
 
 async def test_a_body_that_goes_on_behind_its_answer_is_ended(port: int) -> None:

@@ -20,6 +20,7 @@ from luthier_api.domain import Scope
 from luthier_api.keys import COLLECTION, Grant, KeyRing, read_pepper
 from luthier_api.node_admin import forget_node, list_nodes
 from luthier_api.project_admin import erase_project
+from luthier_api.services.files import longest_request_s
 from luthier_api.settings import ApiSettings
 from luthier_api.store.tenancy import KEY_FIELDS, PROJECTS, insert
 from luthier_api.wire.tenancy import KEY_PREFIX
@@ -117,7 +118,9 @@ async def _run(settings: ApiSettings, asked: argparse.Namespace) -> None:
             ("keys", "create"): lambda: create_key(db, _ring(db, settings), asked),
             ("keys", "list"): lambda: list_keys(db, asked.project),
             ("keys", "revoke"): lambda: revoke_key(_ring(db, settings), asked.key_id),
-            ("projects", "erase"): lambda: erase_project(db, asked.project),
+            ("projects", "erase"): lambda: erase_project(
+                db, asked.project, longest_request_s=longest_request_s(settings)
+            ),
             ("audit", "verify"): lambda: verify_audit(db),
             ("nodes", "list"): lambda: list_nodes(db),
             ("nodes", "forget"): lambda: forget_node(db, asked.name),

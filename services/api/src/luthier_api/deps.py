@@ -34,7 +34,8 @@ from luthier_api.store.capacity import CapacityStore
 from luthier_api.store.events import Heads
 from luthier_api.store.responses import ResponseStore
 from luthier_api.store.tenancy import Directory
-from luthier_api.turns import Lines, Turns
+from luthier_api.transfers import Downloads, Uploads
+from luthier_api.turns import Turns
 from luthier_api.upload import Upload
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.generation import GenerationClient
@@ -43,9 +44,6 @@ from luthier_common.kit.mongo import Database
 from luthier_common.kit.objects import ObjectStore
 
 DIALECT = "dialect"
-MAX_DOWNLOADS = 24
-"""Of all keys together in one process: each holds a connection to the object store for as long as its client reads,
-and other things are read there too."""
 AnyRequest = Request[Principal, Any, Any]
 
 
@@ -75,12 +73,12 @@ class Process:
         return Turns(self.settings.max_generations)
 
     @cached_property
-    def downloads(self) -> Turns:
-        return Turns(self.settings.max_downloads, MAX_DOWNLOADS)
+    def downloads(self) -> Downloads:
+        return Downloads(self.settings.max_downloads)
 
     @cached_property
-    def uploads(self) -> Lines:
-        return Lines(self.settings.max_uploads)
+    def uploads(self) -> Uploads:
+        return Uploads(self.settings.max_uploads)
 
     @cached_property
     def heads(self) -> Heads:
@@ -121,13 +119,13 @@ class Services:
     @cached_property
     def uploads(self) -> UploadService:
         it = self._process
-        return UploadService(self._repository, it.db, it.objects, it.clock, it.settings, self._ids)
+        return UploadService(self._repository, it.db, it.objects, it.clock, it.settings, self._ids, it.uploads)
 
     @cached_property
     def form(self) -> Upload:
         """The body, where it is a form."""
         kind = self._request.headers.get("content-type", "")
-        return Upload(kind, self._request.stream(), self._process.uploads.of(self._request.user.key_id))
+        return Upload(kind, self._request.stream(), self._process.uploads.place(self._request.user))
 
     # Jobs
 

@@ -151,7 +151,13 @@ class ErrorCode(Enum):
         "too_many_downloads",
         429,
         "rate_limit_error",
-        "As many files are read with the API key, or with all, as may be at a time; come again when one has ended.",
+        "As many files are read as the API key, its organisation, or all may at a time; come again when one has ended.",
+    )
+    TOO_MANY_UPLOADS = (
+        "too_many_uploads",
+        429,
+        "rate_limit_error",
+        "As many uploads come in as the API key, its organisation, or all may have at a time, and none has ended.",
     )
     TOO_MANY_STREAMS = "too_many_streams", 429, "rate_limit_error", "The API key follows as many jobs as it may."
     CLIENT_GONE = (

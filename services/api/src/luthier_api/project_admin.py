@@ -2,6 +2,7 @@
 
 import secrets
 import sys
+from datetime import timedelta
 
 from luthier_api.store import END_OF_FILE, release_bytes
 from luthier_api.store.deletion import END_OF_JOB, let_go
@@ -22,14 +23,15 @@ ACTOR = Actor(room="api")
 
 
 class ProjectError(LuthierError):
-    """The project cannot be erased; the text says why."""
+    """The project cannot be erased, or not yet to its end; the text says why."""
 
 
-async def erase_project(db: Database, project_id: str) -> None:
+async def erase_project(db: Database, project_id: str, *, longest_request_s: float) -> None:
     """Cancel and delete jobs, delete models, files, uploads, responses and permissions. Done again it does the rest.
 
     The running api lets the bytes go. What stays is what the deletion of each thing leaves: facts, and documents that
-    nobody sees.
+    nobody sees. A request that began before the project was archived may still store something: ProjectError as long as
+    there can be one.
     """
     project = await db[PROJECTS].find_one({"_id": project_id})
     if project is None:
@@ -44,9 +46,24 @@ async def erase_project(db: Database, project_id: str) -> None:
     await db["responses"].delete_many(ours)
     for role in ("project", "owner_project"):
         await db[PERMISSIONS].delete_many({"org": project["org"], role: project_id})
-    left = [name for name, listed in LISTED.items() if await db[name].find_one({**ours, **listed}, {"_id": 1})]
-    again = f"; some {' and '.join(left)} are being finished: do it again in a minute" if left else ""
-    sys.stdout.write(f"{project_id} is erased; its bytes go within the hour{again}\n")
+    await _refuse_unfinished(db, project, ours, longest_request_s)
+    sys.stdout.write(f"{project_id} is erased; its bytes go within the hour\n")
+
+
+async def _refuse_unfinished(db: Database, project: Doc, ours: Doc, longest_request_s: float) -> None:
+    wanted = {**LISTED, UPLOADS: {"status": "completed", "is_due": True}}
+    left = [name for name, listed in wanted.items() if await db[name].find_one({**ours, **listed}, {"_id": 1})]
+    if left:
+        what = " and ".join(left)
+        raise ProjectError(
+            f"{project['_id']} is not all erased: some {what} are being finished; do it again in a minute"
+        )
+    over_at = project["archived_at"] + timedelta(seconds=longest_request_s)
+    if await db[PROJECTS].find_one({"_id": project["_id"], "$expr": {"$lt": ["$$NOW", over_at]}}, {"_id": 1}):
+        raise ProjectError(
+            f"{project['_id']} holds nothing now, but what was asked before it was archived may still be stored: "
+            f"do it again after {over_at:%Y-%m-%d %H:%M} UTC"
+        )
 
 
 async def _erase_jobs(db: Database, ours: Doc) -> None:

@@ -6,6 +6,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request's line and headers together; of a chunk's head and of trailers too."""
+HEAD_S = 60.0
+"""So long after its first byte a head is there."""
 UNREAD_S = 60.0
 """A client that reads nothing of its answer for so long is dropped: what it keeps waiting is there for all."""
 
@@ -13,8 +15,8 @@ UNREAD_S = 60.0
 class BoundedHttp(HttpToolsProtocol):
     """The parser keeps a head of any length, and waits for it as long as it takes; here it is cut off.
 
-    A head may take as long as a connection may rest between two requests: less would end those that a proxy opens
-    before it needs them.
+    A connection that was opened and says nothing may rest as long as one between two requests: proxies open some
+    before they need them.
     """
 
     _num_kept = 0
@@ -24,7 +26,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_head()
+        self._expect_head(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._relax()
@@ -46,10 +48,11 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response("The head of the request is too long.")
         elif self._is_idle:
             # Whatever came has ended the wait for a next request, even where it begins none.
-            self._expect_head()
+            self._expect_head(HEAD_S)
 
     def on_message_begin(self) -> None:
-        self._expect_head()
+        self._stop_expecting()
+        self._expect_head(HEAD_S)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -64,12 +67,15 @@ class BoundedHttp(HttpToolsProtocol):
         self._num_kept = 0
         super().on_message_complete()
 
-    def _expect_head(self) -> None:
+    def _expect_head(self, within_s: float) -> None:
         if self._hurry is None:
-            self._hurry = self.loop.call_later(self.timeout_keep_alive, self._give_up)
+            self._hurry = self.loop.call_later(min(within_s, self.timeout_keep_alive), self._give_up)
 
     def _relax(self) -> None:
         self._num_kept = 0
+        self._stop_expecting()
+
+    def _stop_expecting(self) -> None:
         if self._hurry is not None:
             self._hurry.cancel()
             self._hurry = None

@@ -20,10 +20,16 @@ class ApiSettings(RoomSettings):
     max_part_bytes: int = Field(64 * MIB, description="largest part of an upload in parts")
     max_upload_bytes: int = Field(8 * GIB, description="largest file of an upload in parts")
     max_uploads: int = Field(
-        8, ge=1, description="uploads of one key that are read at a time, for each process of the API; others wait"
+        8,
+        ge=1,
+        description="uploads that are read at a time of one key, and of each end user that it acts for, for each "
+        "process of the API; more wait up to 30 s. An organisation has 12 at most, of 36 for all",
     )
     max_downloads: int = Field(
-        8, ge=1, description="files that one key may read at a time, for each process of the API"
+        8,
+        ge=1,
+        description="files that one key may read at a time, for each process of the API. An organisation has 12 at "
+        "most, of 36 for all",
     )
     upload_timeout_s: float = Field(7200.0, description="longest time that the body of an upload may take")
     json_timeout_s: float = Field(60.0, description="longest time that any other body may take")
@@ -48,12 +54,14 @@ class ApiSettings(RoomSettings):
     keep_alive_s: int = Field(
         75,
         ge=5,
-        description="how long a connection may rest between requests; longer than proxies in front keep theirs",
+        description="how long a connection may rest between requests; set it above what your proxy keeps its own: "
+        "nginx and the balancers of clouds 60 s, Traefik 90 s, Caddy 120 s",
     )
     trusted_proxies: str = Field(
         "",
         description="addresses or networks of proxies in front, separated by commas: their X-Forwarded-For is "
-        "believed; empty: nobody's",
+        "believed; empty: nobody's. Behind them MKA1's package should send its creates with an Idempotency-Key: that "
+        "its answer was lost is not seen",
     )
     stop_grace_s: int = Field(
         8,

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import sys
 
+import pymongo
 from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.errors import PyMongoError
 
 from luthier_common.contract.events import DELETED
 from luthier_common.contract.lifecycle import FILE, MODEL, Lifecycle
@@ -162,22 +164,19 @@ INDEXES: dict[str, list[IndexModel]] = {
 _OF_EVERYTHING = {"by_owner", "by_end_user"}
 FORMER_INDEXES: dict[str, set[str]] = {
     "jobs": {*_OF_EVERYTHING, "by_status"},
-    "files": {*_OF_EVERYTHING, "by_filename", "by_sha256"},
     "models": _OF_EVERYTHING,
     "nodes": _OF_EVERYTHING,
     "objects": {"by_project"},
 }
-"""Of versions before; others have taken their place."""
+"""Of versions before; others have taken their place. Those of files stay until the release after this one: the version
+before this one lists files by them, beside this one while it is rolled out, and alone when it has to come back."""
 
 
 async def migrate(db: Database) -> int:
     """Bring indexes and documents to this version; the installation's incarnation (it rises with a restored backup)."""
-    for collection, indexes in INDEXES.items():
-        await db[collection].create_indexes(indexes)
-        await failpoint("migrate.mid_indexes")
-    for collection, names in FORMER_INDEXES.items():
-        for name in names & (await db[collection].index_information()).keys():
-            await db[collection].drop_index(name)
+    # A limit of the client's would be one for MongoDB too, which then undoes what it has built.
+    with pymongo.timeout(0):
+        await _bring_indexes(db)
     await failpoint("migrate.after_indexes")
     await db["orgs"].update_one({"_id": DEFAULT_ORG}, {"$setOnInsert": {"name": "default"}}, upsert=True)
     await db["projects"].update_one(
@@ -193,6 +192,19 @@ async def migrate(db: Database) -> int:
         upsert=True,
     )
     return await incarnation(db)
+
+
+async def _bring_indexes(db: Database) -> None:
+    for collection, indexes in INDEXES.items():
+        known = (await db[collection].index_information()).keys()
+        if missing := [name for index in indexes if (name := index.document["name"]) not in known]:
+            log.info("building indexes of %s: %s", collection, ", ".join(missing))
+        await db[collection].create_indexes(indexes)
+        await failpoint("migrate.mid_indexes")
+    for collection, names in FORMER_INDEXES.items():
+        for name in names & (await db[collection].index_information()).keys():
+            log.info("dropping the index %s of %s", name, collection)
+            await db[collection].drop_index(name)
 
 
 async def incarnation(db: Database) -> int:
@@ -216,12 +228,16 @@ async def run(settings: RoomSettings) -> None:
 
 
 def main() -> int:
-    """The exit status: 1 when a server did not answer or took us for a stranger; the log says which."""
+    """The exit status: 1 when a server did not answer, or refused something; the log says which."""
     start_logs("migrate")
     try:
         asyncio.run(run(RoomSettings()))
     except LuthierError as error:
         log.error("not migrated: %s", error)  # noqa: TRY400 (the text is all that an operator needs)
+        return 1
+    except PyMongoError as error:
+        said = (getattr(error, "details", None) or {}).get("codeName") or type(error).__name__
+        log.error("not migrated: MongoDB ended it (%s); what was done stays, run it again", said)  # noqa: TRY400
         return 1
     return 0
 

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 PART_BYTES = 8 * 1024 * 1024
-MAX_PUTS = 24
+MAX_PUTS = 36
 """At a time in one process; each may wait long for its bytes, and holds those of one part meanwhile. Others wait."""
 MAX_SENDS = 8
 """Parts that all of them together have under way."""
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 48
 # S3 refuses to copy more than 5 GiB in one call; above this, bytes go through us.
 COPY_LIMIT_BYTES = 4 * 1024**3
 EMPTY_RANGE = {"416", "InvalidRange"}
@@ -153,6 +153,7 @@ class S3Objects(ObjectStore):
                         # Cancelled in here, the upload would go on without a name: it is begun in full, then aborted.
                         await finish_first(upload.begin())
                     await upload.send(part)
+                del part  # the next one takes its room
             await self._finish(upload, upload.complete(if_absent), if_absent)
         finally:
             await upload.stop()

@@ -148,8 +148,9 @@ async def cut_parts(chunks: AsyncIterator[bytes], part_bytes: int) -> AsyncItera
             with memoryview(pending) as view:
                 part = bytes(view[:part_bytes])
             del pending[:part_bytes]
-            yield part
             num_parts += 1
+            yield part
+            del part  # while the next one comes, nothing of this one is held
     if pending or not num_parts:
         yield bytes(pending)
 

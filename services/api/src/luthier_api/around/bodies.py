@@ -22,14 +22,14 @@ class Bodies(ASGIMiddleware):
     scopes = (ScopeType.HTTP,)
 
     def __init__(self, *, form_s: float, other_s: float) -> None:
-        """So many seconds after the first look at it the body is there: a form, or any other."""
+        """So many seconds after the first look at it the body is there: a form where uploads go, or any other."""
         self._form_s = form_s
         self._other_s = other_s
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         kind = (header_of(scope, b"content-type") or b"").lstrip().lower()
-        within_s = self._form_s if kind.startswith(b"multipart/") else self._other_s
-        await next_app(scope, _in_time(receive, within_s), send)
+        is_upload = _most_bytes(scope) is None and kind.startswith(b"multipart/")
+        await next_app(scope, _in_time(receive, self._form_s if is_upload else self._other_s), send)
 
 
 def _in_time(receive: Receive, within_s: float) -> Receive:
@@ -90,9 +90,15 @@ class Body:
         return self.digest()
 
 
+def _most_bytes(scope: Scope) -> int | None:
+    """The largest body of the route; None where it takes forms of any size."""
+    most: int | None = scope["route_handler"].resolve_request_max_body_size()  # type: ignore[union-attr]
+    return most
+
+
 async def read_body(scope: Scope, receive: Receive) -> Body:
     """Multipart bodies may be large and are fingerprinted while they pass; any other is read first."""
-    most_bytes = scope["route_handler"].resolve_request_max_body_size() or MAX_BUFFERED_BYTES  # type: ignore[union-attr]
+    most_bytes = _most_bytes(scope) or MAX_BUFFERED_BYTES
     fingerprint = fingerprint_for((header_of(scope, b"content-type") or b"").decode("latin-1"))
     if isinstance(fingerprint, FormFingerprint):
         return Body(receive, fingerprint, None)

@@ -2,7 +2,8 @@
 
 The meetkai-mka1 client sends a request again when its connection breaks, with nothing that tells it from a new one. So
 for this client, and no other, a connection that ends right behind an answer makes the same body within the client's own
-waiting time a repetition. Its connections stay open between requests otherwise.
+waiting time a repetition. Its connections stay open between requests otherwise. Behind a proxy nothing is known so:
+its connections are not those of its clients, and many end behind each answer.
 """
 
 import asyncio
@@ -23,12 +24,15 @@ Address = tuple[str, int]
 class Connections:
     """The last answer on each open connection of such a client."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, is_behind_proxies: bool) -> None:
         self._clock = clock
+        self._is_behind_proxies = is_behind_proxies
         self._answered: dict[Address, tuple[Repeat, float]] = {}
         self._marking: set[asyncio.Task[None]] = set()
 
     def answered(self, client: Address, repeat: Repeat) -> None:
+        if self._is_behind_proxies:
+            return
         if len(self._answered) >= MAX_KEPT:
             self._answered.clear()
         self._answered[client] = repeat, self._clock.monotonic_s()

@@ -35,7 +35,7 @@ class Around:
         self.audit_log = AuditLog(db, f"api-{socket.gethostname()}-{secrets.token_hex(4)}", clock)
         self.reservations = Reservations(db, ttl_s=settings.idempotency_s, lease_s=LEASE_S)
         self.repeats = Repeats(db, clock, ttl_s=settings.retry_hash_s)
-        self.connections = Connections(clock)
+        self.connections = Connections(clock, is_behind_proxies=bool(settings.trusted_proxies))
         self.bases = Bases(db)
         self.room = WaitingRoom()
 

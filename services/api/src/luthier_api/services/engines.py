@@ -28,7 +28,6 @@ _CODES = {
     "model_not_found": ErrorCode.MODEL_NOT_FOUND,
     "base_missing": ErrorCode.MODEL_NOT_FOUND,
     "model_files_missing": ErrorCode.MODEL_FILES_MISSING,
-    "bad_bundle": ErrorCode.INTERNAL,
 }
 """Of an engine's refusals; all others are about a value of the request."""
 _FAILED = b'data: {"error":'

@@ -9,7 +9,7 @@ from luthier_api.services.checkpoint_files import find_checkpoint_file
 from luthier_api.services.incoming import Incoming
 from luthier_api.settings import ApiSettings
 from luthier_api.store import END_OF_FILE, Repository, release_bytes
-from luthier_api.turns import Turns
+from luthier_api.transfers import WAIT_S, Downloads
 from luthier_api.upload import Upload
 from luthier_api.wire.checkpoints import read_weights_file_id
 from luthier_common.contract.events import FileDeleted, FileUploaded
@@ -29,6 +29,11 @@ BODY_MARGIN_S = 600.0
 """What is left for the store when the last byte of a body came just in time."""
 
 
+def longest_request_s(settings: ApiSettings) -> float:
+    """After so long, nothing is stored any more for a key that was taken back."""
+    return settings.key_cache_s + WAIT_S + settings.upload_timeout_s + BODY_MARGIN_S
+
+
 class FileService:
     """Files of one principal, for one request."""
 
@@ -39,7 +44,7 @@ class FileService:
         objects: ObjectStore,
         clock: Clock,
         settings: ApiSettings,
-        downloads: Turns,
+        downloads: Downloads,
     ) -> None:
         self._repository = repository
         self._db = db
@@ -72,7 +77,7 @@ class FileService:
         return await self._repository.list_files(page.after_a(FILE_PREFIX), wanted)
 
     async def content(self, file_id: str) -> tuple[Doc, AsyncIterator[bytes]]:
-        """The file and its bytes, which hold one of the key's turns until they have been read."""
+        """The file and its bytes, which hold a place until they have been read."""
         file = await self.get(file_id)
         if await self._objects.head(file["object_key"]) is None:
             raise not_found("File object", file_id)
@@ -81,9 +86,8 @@ class FileService:
         return file, chunks
 
     async def _read(self, key: str) -> AsyncIterator[bytes]:
-        """The first piece is empty: whoever has it holds a turn, and gives it back however the reading ends."""
-        refusal = ApiError(ErrorCode.TOO_MANY_DOWNLOADS, ErrorCode.TOO_MANY_DOWNLOADS.sentence)
-        with self._downloads.taken(self._repository.principal.key_id, refusal):
+        """The first piece is empty: whoever has it holds a place, and gives it back however the reading ends."""
+        with self._downloads.place(self._repository.principal):
             yield b""
             async for chunk in self._objects.get(key):
                 yield chunk

@@ -12,7 +12,7 @@ from luthier_api.errors import ApiError, ErrorCode, bad_cursor, not_found
 from luthier_api.idempotency import not_kept
 from luthier_api.services.engines import BROKE_OFF, Engines
 from luthier_api.services.models import ModelService, Served
-from luthier_api.store.responses import ResponseStore
+from luthier_api.store.responses import Conversation, ResponseStore
 from luthier_api.wire.response_events import ResponseEvents
 from luthier_api.wire.responses import InputItem, broken, ended
 from luthier_common.contract.ids import new_id
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 PREFIX = "resp_"
 MESSAGE_PREFIX = "msg_"
 AUTO = "auto"
+MAX_LOOKS = 4
 AWAY: tuple[type[Exception], ...] = (TransientError, *DRIVER_ERRORS)
 _TURNS = ("user", "assistant")
 _PARAMS = {"messages": "input", "max_completion_tokens": "max_output_tokens"}
@@ -126,6 +127,7 @@ class ResponseService:
 
     async def _prepare(self, wanted: WantedResponse, response_id: str | None = None) -> _Work:
         served = await self._models.resolve(wanted.model)
+        before = await self._conversation(wanted.previous, may_cut=wanted.asked["truncation"] == AUTO)
         now = self._clock.now()
         response: Doc = {
             "_id": response_id or new_id(PREFIX, now),
@@ -141,50 +143,56 @@ class ResponseService:
             "input": [{"id": new_id(MESSAGE_PREFIX, now), **item} for item in wanted.items],
             "output": [],
             "usage": None,
-            "num_dropped": 0,
+            "num_before": before.num_messages,
+            "num_dropped": before.num_left_out,
         }
         instructions = wanted.asked["instructions"]
         messages = [{"role": "system", "content": instructions}] if instructions else []
-        may_cut = wanted.asked["truncation"] == AUTO
-        for turn in [*await self._conversation(wanted.previous, may_cut=may_cut), response]:
+        for turn in [*before.turns, response]:
             messages += [_message(item) for item in [*turn["input"], *turn["output"]]]
         body = {**wanted.sampling, "model": wanted.model, "base": served.base, "adapter": served.adapter}
         message_id = new_id(MESSAGE_PREFIX, now)
         return _Work(served, response, message_id, messages, {**body, "project": self._models.project})
 
-    async def _conversation(self, last_id: str | None, *, may_cut: bool) -> list[Doc]:
-        turns = [] if last_id is None else await self._store.find_conversation(last_id, is_cut=may_cut)
-        if turns is None:
-            message = f"Previous response with id '{str(last_id)[:200]}' not found, or what it goes on from."
+    async def _conversation(self, last_id: str | None, *, may_cut: bool) -> Conversation:
+        if last_id is None:
+            return Conversation([])
+        found = await self._store.find_conversation(last_id, is_cut=may_cut)
+        if found is None:
+            message = f"Previous response with id '{last_id[:200]}' not found, or what it goes on from."
             raise ApiError(ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND, message, param="previous_response_id")
-        return turns
+        return found
 
     async def _ask(self, work: _Work, ask: Callable[[Served, dict[str, Any]], Awaitable[_T]]) -> _T:
-        """The engine's answer; with truncation `auto` the oldest turns are left out, as few as must be."""
+        """The engine's answer; with truncation `auto` the oldest turns are left out, hardly more than must be."""
         try:
             return await ask(work.served, work.body_without(0))
         except ApiError as error:
-            if error.error is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or work.response["asked"]["truncation"] != AUTO:
+            may_cut = work.response["asked"]["truncation"] == AUTO and len(_turns_of(work.messages)) > 1
+            if error.error is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or not may_cut:
                 raise error.naming(_PARAMS) from error
         try:
             body = work.body_without(await self._fewest_to_drop(work))
-            work.response["num_dropped"] = len(work.messages) - len(body["messages"])
+            work.response["num_dropped"] += len(work.messages) - len(body["messages"])
             return await ask(work.served, body)
         except ApiError as error:
             raise error.naming(_PARAMS) from error
 
     async def _fewest_to_drop(self, work: _Work) -> int:
-        """How many of the oldest turns; never the last one."""
-        too_few, enough, most = 0, 1, len(_turns_of(work.messages)) - 1
-        while enough < most and not await self._fits(work, enough):
-            too_few, enough = enough, min(2 * enough, most)
-        while enough - too_few > 1:
+        """How many of the oldest turns, never the last one; of many, up to a sixteenth of them too many.
+
+        Each look costs an engine as much as the beginning of an answer.
+        """
+        too_few, enough = 0, len(_turns_of(work.messages)) - 1
+        for _ in range(MAX_LOOKS):
+            if enough - too_few <= 1:
+                break
             between = (too_few + enough) // 2
             if await self._fits(work, between):
                 enough = between
             else:
                 too_few = between
-        return min(enough, most)
+        return enough
 
     async def _fits(self, work: _Work, num_dropped: int) -> bool:
         """Whether an engine takes the rest: it is asked for one token of an answer, which is thrown away."""

@@ -17,6 +17,7 @@ from luthier_api.services.incoming import Incoming
 from luthier_api.settings import ApiSettings
 from luthier_api.store import Repository
 from luthier_api.store.uploads import PENDING, UploadStore, let_parts_go
+from luthier_api.transfers import Uploads
 from luthier_api.upload import Upload
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import FileUploaded
@@ -59,8 +60,10 @@ class UploadService:
         clock: Clock,
         settings: ApiSettings,
         ids: Ids,
+        places: Uploads,
     ) -> None:
         self._ids = ids
+        self._places = places
         self._principal = repository.principal
         self._actor = repository.actor
         self._store = UploadStore(repository)
@@ -173,7 +176,7 @@ class UploadService:
         # A name of this attempt's own: of several at once, one wins, and the others take only their own bytes away.
         incoming = self._incoming(f"files/{file_id}.{secrets.token_hex(4)}", f"file/{file_id}")
         digest = hashlib.md5(usedforsecurity=False)
-        async with incoming:
+        async with self._places.place(self._principal), incoming:
             chunks = self._read(parts, digest if md5 else None)
             stored = await incoming.put(chunks, most=upload["bytes"], param="part_ids")
             if md5 is not None and digest.hexdigest() != md5.lower():
