@@ -112,7 +112,8 @@ async def test_an_engine_serves_a_base_from_a_disk_that_nobody_can_write_to(
     base = await world.db["bases"].find_one({"digest": world.base_digest})
     assert base is not None
     served = await EngineCache(world.objects, world.root / "cache", max_dirs=4).fetch(base, ())
-    (served / ".lock").unlink()
+    for name in (".lock", ".held"):
+        (served / name).unlink()
 
     def refuse(*_args: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier_inference.engine.memory import free_bytes, is_out_of_memory
+from luthier_inference.domain import Generation
+from luthier_inference.engine.line import Ticket
+from luthier_inference.engine.memory import REGAIN_AFTER_S, CacheBudget, free_bytes, is_out_of_memory
 
 CPU = torch.device("cpu")
 GIB = 1024**3
@@ -46,3 +48,15 @@ def test_want_of_memory_is_known_from_other_errors() -> None:
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert not is_out_of_memory(RuntimeError("a kernel failed"))
+
+
+def test_an_engine_takes_on_more_again_when_memory_was_short_for_a_moment() -> None:
+    now_s = 1000.0
+    budget = CacheBudget(1_000_000, bytes_of_id=10, now_s=lambda: now_s)
+    asked = Generation(prompt_ids=tuple(range(20)))
+    two = [Ticket(asked, lambda _told: None) for _ in range(2)]
+    assert budget.has_room(two)
+    budget.shrink(two)
+    assert not budget.has_room(two)
+    now_s += REGAIN_AFTER_S + 1
+    assert budget.has_room(two)

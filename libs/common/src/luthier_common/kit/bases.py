@@ -19,6 +19,8 @@ from luthier_common.kit.objects import PART_PREFIX, ObjectStore
 COLLECTION = "bases"
 LOCK_POLL_S = 0.1
 _LOCK_FILE = ".lock"
+_HELD_FILE = ".held"
+"""Apart from the lock: whoever fetches must never wait for those that use what is there."""
 TEXT_FILES = ("tokenizer.json", "chat_template.jinja", "text.json")
 """All that turning rows into tokens needs."""
 
@@ -134,8 +136,8 @@ def _drop_parts(target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _open_lock(target: Path) -> int:
-    return os.open(target / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)
+def _open_lock(target: Path, name: str = _LOCK_FILE) -> int:
+    return os.open(target / name, os.O_CREAT | os.O_RDWR, 0o600)
 
 
 def _is_locked(lock: int) -> bool:
@@ -157,21 +159,21 @@ def drop_cached(target: Path) -> None:
 
 def hold_cached(target: Path) -> int:
     """Keep a bundle that was fetched from `drop_unused`, until the descriptor is closed; OSError where nobody can."""
-    lock = _open_lock(target)
-    # It waits for those only who find that the bundle is there.
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    return lock
+    held = _open_lock(target, _HELD_FILE)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    return held
 
 
 def drop_unused(target: Path) -> bool:
     """Remove a bundle, unless somebody fetches or holds it; whether it is gone."""
-    lock = _open_lock(target)
+    locks = [_open_lock(target, name) for name in (_LOCK_FILE, _HELD_FILE)]
     try:
-        if _is_locked(lock):
+        if all(map(_is_locked, locks)):
             drop_cached(target)
         return not target.exists()
     finally:
-        os.close(lock)
+        for lock in locks:
+            os.close(lock)
 
 
 def _is_there(path: Path, file: Doc) -> bool:

@@ -2,7 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from luthier_inference.engine.line import Ticket
 logger = logging.getLogger(__name__)
 _KEPT_SHARE = 0.9
 """Of what was too much: so many rows, so long, are not had at once again."""
+REGAIN_AFTER_S = 300.0
+"""What took the memory may have been something that is over."""
 _NO_LIMIT = 2**62
 """Where nothing says how much there is."""
 
@@ -53,17 +56,21 @@ def is_out_of_memory(error: Exception) -> bool:
 class CacheBudget:
     """The memory for keys and values of rows, each of which takes as much as the longest beside it."""
 
-    def __init__(self, max_bytes: int, bytes_of_id: int) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, bytes_of_id: int, now_s: Callable[[], float] = time.monotonic) -> None:
+        self.max_bytes = self._most_bytes = max_bytes
         self._bytes_of_id = bytes_of_id
+        self._now_s = now_s
+        self._shrunk_at_s = 0.0
 
     def has_room(self, tickets: Sequence[Ticket], num_more: int = 0) -> bool:
         """Whether these may be had at once, each with so many more ids. One alone is always tried."""
+        if self.max_bytes < self._most_bytes and self._now_s() - self._shrunk_at_s > REGAIN_AFTER_S:
+            self.max_bytes = self._most_bytes
         return len(tickets) == 1 or self._num_bytes(tickets, num_more) <= self.max_bytes
 
     def shrink(self, tickets: Sequence[Ticket]) -> None:
-        """Memory ran out with these: there is less of it than was thought."""
-        self.max_bytes = int(self._num_bytes(tickets) * _KEPT_SHARE)
+        """Memory ran out with these: there is less of it than was thought, for a while."""
+        self.max_bytes, self._shrunk_at_s = int(self._num_bytes(tickets) * _KEPT_SHARE), self._now_s()
         logger.warning("memory was short: fewer answers are made at once", extra={"cache_bytes": self.max_bytes})
 
     def _num_bytes(self, tickets: Sequence[Ticket], num_more: int = 0) -> int:
