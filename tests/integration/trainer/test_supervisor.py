@@ -25,9 +25,16 @@ from luthier_trainer.executor import LocalExecutor
 from luthier_trainer.supervisor import Supervisor
 from luthier_trainer.workplace import Workplace
 
-LONG = {"n_epochs": 20, "total_steps": 2000}
-"""Of the long file: 100 steps an epoch."""
+STEPS_AN_EPOCH = 30
+"""Of the long file: 120 rows, four at a time."""
+LONG = {"n_epochs": 50, "total_steps": 50 * STEPS_AN_EPOCH}
 pytestmark = pytest.mark.timeout(180)
+
+
+def to_the_end_of_the_epoch(job: dict[str, Any]) -> dict[str, int]:
+    """What is left of the epoch in which the job stopped, one step at least."""
+    n_epochs = 1 + job["last_step"] // STEPS_AN_EPOCH
+    return {"n_epochs": n_epochs, "total_steps": n_epochs * STEPS_AN_EPOCH}
 
 
 async def steps_made(story: JobStory, number: int) -> dict[str, Any]:
@@ -124,10 +131,10 @@ async def test_a_paused_run_goes_on_from_its_checkpoint(world: World, tmp_path: 
         await story.tell(f.PauseRequested(), op_id="pause")
         paused = await story.reach("paused")
         await freed(world)
-        assert paused["checkpoint"]["step"] == paused["last_step"] < 2000
+        assert paused["checkpoint"]["step"] == paused["last_step"] < LONG["total_steps"]
         assert verify(await fetch(world, paused["checkpoint"]["blob"], tmp_path / "checkpoint")) == []
         await story.tell(f.JobResumed(), op_id="resume")
-        await world.place(story, attempt=2, n_epochs=1 + paused["last_step"] // 100, total_steps=2000)
+        await world.place(story, attempt=2, **to_the_end_of_the_epoch(paused))
         done = await story.reach("trained")
     assert done["finished"]["artifact"]["key"].endswith("/a2/artifact/")
     told = [fact for fact in await world.facts(story.id) if fact["type"] == "RunStarted"]
@@ -148,7 +155,7 @@ async def test_a_broken_checkpoint_is_refused_and_an_older_one_used(world: World
         key = paused["checkpoint"]["blob"]["key"]
         await world.objects.put(key + "optimizer.pt", b"not what was saved")
         await story.tell(f.JobResumed(), op_id="resume")
-        await world.place(story, attempt=2, n_epochs=1 + paused["last_step"] // 100, total_steps=2000)
+        await world.place(story, attempt=2, **to_the_end_of_the_epoch(paused))
         await story.reach("trained")
     facts = await world.facts(story.id)
     (rejected,) = [fact["data"] for fact in facts if fact["type"] == "CheckpointRejected"]
@@ -270,7 +277,7 @@ async def test_a_killed_service_takes_its_child_along_and_its_successor_says_wha
     lost = [fact["data"] for fact in await world.facts(story.id) if fact["type"] == "RunFailed"]
     assert [fact["problem"]["code"] for fact in lost] == ["node_restarted"]
     assert doc["checkpoint"]["step"] >= 5
-    await world.place(story, attempt=2, n_epochs=1 + doc["last_step"] // 100, total_steps=2000)
+    await world.place(story, attempt=2, **to_the_end_of_the_epoch(doc))
     done = await story.reach("trained")
     told = [fact["data"]["step"] for fact in await world.facts(story.id) if fact["type"] == "StepCompleted"]
     assert told == sorted(set(told))
