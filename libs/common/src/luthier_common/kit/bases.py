@@ -158,7 +158,7 @@ def drop_cached(target: Path) -> None:
 
 
 def hold_cached(target: Path) -> int:
-    """Keep a bundle that was fetched from `drop_unused`, until the descriptor is closed; OSError where nobody can."""
+    """`drop_unused` leaves this bundle alone until the descriptor is closed. OSError where nobody can write."""
     held = _open_lock(target, _HELD_FILE)
     fcntl.flock(held, fcntl.LOCK_SH)
     return held
