@@ -11,8 +11,10 @@ import pytest
 from builders.bases import make_tiny_base
 from builders.jobs import JobStory
 from luthier_common.kit.bases import BaseMissingError, find_base, find_pinned
+from luthier_common.kit.leases import acquire, release
 from luthier_common.kit.mongo import Database
 from luthier_inference.engines import BaseUnloadableError, EngineLoadingError
+from luthier_inference.store import InferenceStore
 from luthier_registry.store import Store
 
 MakeArtifact = Callable[..., Awaitable[Any]]
@@ -148,6 +150,20 @@ async def test_a_model_whose_base_rests_waits_as_long_as_any_other(
     assert "resting" not in await room.ready()
     assert "resting" in await Store(db).served_names()
     assert (await story.doc())["phase"] == "staged"
+
+    other = InferenceStore(db, "inference-ready")
+    await other.join("cpu", "http://127.0.0.1:1")
+    await other.renew(["resting"], [], [], "cpu", is_draining=False)
+    await room.verifier.look()
+    assert (await story.doc())["phase"] == "staged", "that node is about to try it"
+    await other.renew([], ["resting"], [], "cpu", is_draining=False)
+    trial = await acquire(db, f"verify/{story.id}", "inference-ready", 60)
+    assert trial is not None
+    await room.verifier.look()
+    assert (await story.doc())["phase"] == "staged", "it is trying it still"
+    await release(db, trial)
+    await other.leave()
+
     await room.verifier.look()
     skipped = next(entry for entry in (await story.doc())["outbox"] if entry["type"] == "ServingSkipped")
     assert skipped["data"]["reason"].endswith("last for base_not_ready")

@@ -61,6 +61,11 @@ class InferenceStore:
         waiting = {"phase": "staged", "spec.model": {"$in": list(bases)}}
         return [job async for job in self.db["jobs"].find(waiting, fields).sort("_id", 1)]
 
+    async def is_ready_elsewhere(self, bases: Collection[str]) -> bool:
+        """Whether another live node says that it would answer with one of these bases."""
+        others: Doc = {"_id": {"$ne": self.node}, "role": "inference", "phase": "live", "draining": {"$ne": True}}
+        return await self.db["nodes"].find_one(others | {"bases": {"$in": list(bases)}}, {"_id": 1}) is not None
+
     async def list_deleted(self, model_ids: Collection[str]) -> set[str]:
         """Those of these models that were deleted, and those of these checkpoints whose job was."""
         query: Doc = {"_id": {"$in": list(model_ids)}, "phase": "deleted"}

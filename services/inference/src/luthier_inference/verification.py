@@ -59,18 +59,22 @@ class Verifier:
         self._waits_since_s: dict[tuple[str, int], float] = {}
 
     async def look(self) -> None:
-        """Try every staged model whose base this node serves, unless the room stops."""
-        served = {name for base in await self._serving.list_served() for name in names_of(base)}
+        """Try every staged model whose base this node serves, unless the room stops.
+
+        Where the base rests here, a node that has it ready tries the model, or says that it cannot.
+        """
+        served = await self._serving.list_served()
         ready = {name for base in await self._serving.list_ready() for name in names_of(base)}
-        jobs = await self._store.list_staged(served)
+        jobs = await self._store.list_staged({name for base in served for name in names_of(base)})
         waiting = {_attempt_of(job) for job in jobs}
         self._waits_since_s = {key: since_s for key, since_s in self._waits_since_s.items() if key in waiting}
         for job in jobs:
             if self._serving.is_draining:
                 return
-            if job["spec"]["model"] in ready:
+            asked = job["spec"]["model"]
+            if asked in ready:
                 await self._try_or_wait(job)
-            else:
+            elif not await self._store.is_ready_elsewhere([base["_id"] for base in served if asked in names_of(base)]):
                 await self._wait(job, "base_not_ready")
 
     async def _try_or_wait(self, job: Doc) -> None:
@@ -87,11 +91,14 @@ class Verifier:
             await self._wait(job, code)
 
     async def _wait(self, job: Doc, code: str) -> None:
-        """Until it was long enough."""
+        """Until it was long enough, and no other node is trying it."""
         now_s, patience_s = self._clock.monotonic_s(), self._settings.verify_patience_s
-        if now_s - self._waits_since_s.setdefault(_attempt_of(job), now_s) >= patience_s:
-            reason = f"no engine could try it for {patience_s:g} s, last for {code}"
-            await self._store.state_verdict(job, ServingSkipped(reason=reason))
+        if now_s - self._waits_since_s.setdefault(_attempt_of(job), now_s) < patience_s:
+            return
+        async with self._claimed(f"verify/{job['_id']}") as is_ours:
+            if is_ours:
+                reason = f"no engine could try it for {patience_s:g} s, last for {code}"
+                await self._store.state_verdict(job, ServingSkipped(reason=reason))
 
     async def _try_job(self, job: Doc) -> None:
         async with self._claimed(f"verify/{job['_id']}") as is_ours:
