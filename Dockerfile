@@ -5,7 +5,8 @@
 #   docker build --target engine .                               trainer and inference, PyTorch for the CPU
 #   docker build --target engine --build-arg TORCH=cuda .        the same, PyTorch with CUDA
 # What runs is chosen by the command, a Python module: `docker run IMAGE luthier_scheduler`.
-# Packages are pinned with their hashes. The embedded servers and the demo's model are in neither image.
+# Packages are pinned with their hashes. pip compiles them and passes over files that are for another Python, as torch has
+# some. The embedded servers and the demo's model are in neither image.
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS wheels
@@ -30,8 +31,7 @@ COPY --from=wheels /wheels /wheels
 RUN pip install --no-cache-dir --no-deps --no-index \
     /wheels/luthier_common-*.whl /wheels/luthier_text-*.whl /wheels/luthier_datachecks-*.whl /wheels/luthier_graders-*.whl \
     /wheels/luthier_api-*.whl /wheels/luthier_file_validator-*.whl /wheels/luthier_scheduler-*.whl \
-    /wheels/luthier_registry-*.whl \
- && python -m compileall -q /opt/luthier
+    /wheels/luthier_registry-*.whl
 
 FROM service-packages AS engine-packages
 # cpu or cuda. Torch stands outside the lock, so that an accelerator's build can be chosen. For the CPU an index must be
@@ -48,8 +48,7 @@ RUN case "${TORCH}" in \
     esac \
  && if [ -n "${index}" ]; then export PIP_INDEX_URL="${index}"; fi \
  && pip install --no-cache-dir --only-binary :all: torch==2.13.0
-RUN pip install --no-cache-dir --no-deps --no-index /wheels/luthier_trainer-*.whl /wheels/luthier_inference-*.whl \
- && python -m compileall -q /opt/luthier
+RUN pip install --no-cache-dir --no-deps --no-index /wheels/luthier_trainer-*.whl /wheels/luthier_inference-*.whl
 
 # The user, the one directory that may be written, and what every service is told. Everything else may be read-only.
 FROM ${PYTHON} AS ground

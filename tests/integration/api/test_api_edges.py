@@ -9,7 +9,9 @@ import httpx2
 import openai
 import pytest
 
+from builders.waiting import until
 from integration.api.conftest import TINY, Api
+from luthier_common.kit.presence import announce, leave
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
 PUBLIC = {"/healthz", "/readyz", "/docs", "/docs/openapi.json", "/docs/{path}"}
@@ -161,5 +163,25 @@ async def test_readyz_names_what_is_missing(api: Api) -> None:
         answer = await http.get("/readyz")
         healthy = await http.get("/healthz")
     assert answer.status_code == 503
-    assert set(answer.json()["missing"]) == {"file-validator", "scheduler", "trainer", "inference"}
+    missing = answer.json()["missing"]
+    assert set(missing) == {"file-validator", "scheduler", "trainer", "inference"}
+    assert missing["inference"].endswith(" is not in the catalogue yet: no registry is there")
     assert healthy.status_code == 200
+
+
+async def test_readyz_says_by_a_code_why_the_base_is_not_there(api: Api) -> None:
+    async def why() -> str:
+        async with api.http() as http:
+            return str((await http.get("/readyz")).json()["missing"]["inference"]).partition("yet: ")[2]
+
+    async def says(text: str) -> bool:
+        return await why() == text
+
+    try:
+        await announce(api.db, "registry", "one", trouble="io_error")
+        refused = "the registry cannot prepare it (io_error); its log says more"
+        await until(lambda: says(refused), within_s=10, what="the code")
+        await announce(api.db, "registry", "one")
+        await until(lambda: says("a registry is preparing it"), within_s=10, what="hope")
+    finally:
+        await leave(api.db, "registry", "one")

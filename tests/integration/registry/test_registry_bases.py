@@ -174,3 +174,24 @@ async def test_a_damaged_bundle_is_refused(db: Database, make_catalogue: MakeCat
     await catalogue.look()
     assert await catalogue.missing() == "bundle_damaged: text.json is not as bundle.json says"
     assert await find_base(db, "Tiny") is None
+
+
+@pytest.mark.parametrize("kind", ["bundle", "directory"])
+async def test_a_file_that_cannot_be_read_is_named_and_taken_when_it_can(
+    db: Database, make_catalogue: MakeCatalogue, tmp_path: Path, kind: str
+) -> None:
+    """As on a failing disk: every read of it is an error of the system."""
+    source = (make_tiny_base if kind == "bundle" else make_hf_directory)(tmp_path / "Tiny")
+    weights = source / "model.safetensors"
+    weights.rename(tmp_path / "kept")
+    weights.symlink_to("/proc/self/mem")
+    catalogue = make_catalogue({"Tiny": source})
+    assert catalogue.trouble() is None
+    await catalogue.look()
+    assert (await catalogue.missing() or "").startswith("io_error: Input/output error: "), await catalogue.missing()
+    assert catalogue.trouble() == "io_error"
+    weights.unlink()
+    (tmp_path / "kept").rename(weights)
+    await catalogue.look()
+    assert (await catalogue.missing(), catalogue.trouble()) == (None, None)
+    assert await find_base(db, "Tiny") is not None

@@ -1,6 +1,7 @@
 """A directory as Hugging Face lays it out becomes a bundle without copies of its weights, or a refusal with a code."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -294,3 +295,22 @@ def test_the_command_line_says_in_one_line_what_a_path_is_not(
     assert capsys.readouterr().err.startswith("source_unknown: ")
     assert main([str(tmp_path / "absent"), str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith("source_missing: ")
+
+
+def test_a_source_that_this_user_may_not_read_is_told_with_the_user(tmp_path: Path) -> None:
+    """Weights are often readable for their owner alone, and containers run as another user."""
+    directory = make_hf_directory(tmp_path / "Tiny")
+    weights = directory / "model.safetensors"
+    weights.chmod(0)
+    before = look_at("Tiny", directory)
+    if was_root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(BaseImportError, match=r"^Permission denied: .*Tiny.* \(user \d+ may not") as refused:
+            identity_of(directory, SourceKind.DIRECTORY)
+    finally:
+        if was_root:
+            os.seteuid(0)
+    assert refused.value.code == "io_error"
+    weights.chmod(0o644)
+    assert look_at("Tiny", directory) != before, "it is tried again at once"

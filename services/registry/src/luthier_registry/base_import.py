@@ -14,7 +14,7 @@ from luthier_registry.bundle import BundleExistsError, BundleManifest
 from luthier_registry.errors import BaseImportError
 from luthier_registry.gguf_import import import_gguf
 from luthier_registry.hf_import import import_directory
-from luthier_registry.sources import SourceKind, kind_of
+from luthier_registry.sources import SourceKind, kind_of, read_from
 
 PR_SET_PDEATHSIG = 1
 
@@ -38,12 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.parent_pid is not None and not _die_with(options.parent_pid):
         return 1
     try:
-        manifest = import_base(options.source, options.out_dir, options.name or options.source.name)
+        with read_from(options.source):
+            manifest = import_base(options.source, options.out_dir, options.name or options.source.name)
     except (BaseImportError, BundleExistsError) as error:
         sys.stderr.write(f"{error.code}: {' '.join(str(error).split())}\n")
-        return 1
-    except OSError as error:
-        sys.stderr.write(f"io_error: {error.strerror}: {error.filename}\n")
         return 1
     sys.stdout.write(f"{manifest.name} {manifest.digest} {options.out_dir}\n")
     return 0

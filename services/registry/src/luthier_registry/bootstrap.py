@@ -48,7 +48,11 @@ async def main(room: Room) -> None:
     room.spawn("bases", room.every(settings.tick_s, catalogue.look, stale_after_s=_SLOW_WORK_S))
     room.spawn("stage", room.every(settings.tick_s, registrar.look, wake_staging, stale_after_s=_SLOW_WORK_S))
     room.spawn("settle", room.every(settings.tick_s, settler.look, wake_settling))
-    room.spawn("presence", room.every(settings.renew_s, lambda: presence.announce(db, "registry", instance)))
+
+    async def announce() -> None:
+        await presence.announce(db, "registry", instance, trouble=catalogue.trouble())
+
+    room.spawn("presence", room.every(settings.renew_s, announce))
 
     async def sweep() -> None:
         try:

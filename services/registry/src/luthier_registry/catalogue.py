@@ -21,7 +21,7 @@ from luthier_registry.default_base import SMOLLM2_NAME, find_smollm2_gguf
 from luthier_registry.domain import aliases_of
 from luthier_registry.errors import BaseImportError
 from luthier_registry.settings import RegistrySettings
-from luthier_registry.sources import Source, SourceKind, identity_of, kind_of, look_at
+from luthier_registry.sources import Source, SourceKind, identity_of, kind_of, look_at, read_from
 from luthier_registry.store import Store
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Catalogue:
         self._claims = claims
         self._settings = settings
         self._done: set[Source] = set()
-        self._refused: dict[Source, str] = {}
+        self._refused: dict[Source, BaseImportError] = {}
         self._rests_until_s: dict[Source, float] = {}
 
     async def look(self) -> None:
@@ -51,7 +51,7 @@ class Catalogue:
             try:
                 await self._take(source)
             except BaseImportError as error:
-                self._refused[source] = f"{error.code}: {error}"
+                self._refused[source] = error
                 self._rests_until_s[source] = time.monotonic() + REST_S
                 what = "LUTHIER_BASE_SOURCES: %s from %s is not a base model: %s: %s"
                 log.error(what, source.name, source.path, error.code, error, extra={"base": source.name})  # noqa: TRY400 (the cause is said)
@@ -61,10 +61,21 @@ class Catalogue:
         name = self._settings.default_base
         if await self._store.read_base(name) is not None:
             return None
-        sources = {source.name: source for source in self._sources()}
-        if name not in sources:
+        if (source := self._default_source()) is None:
             return f"no source for the base model {name}: see LUTHIER_BASE_SOURCES"
-        return self._refused.get(sources[name], f"the base model {name} is being prepared")
+        if (refused := self._refused.get(source)) is None:
+            return f"the base model {name} is being prepared"
+        return f"{refused.code}: {refused}"
+
+    def trouble(self) -> str | None:
+        """The code of what keeps the default base from being prepared, which anybody may see; None while it is."""
+        if (source := self._default_source()) is None:
+            return "source_missing"
+        return self._refused[source].code if source in self._refused else None
+
+    def _default_source(self) -> Source | None:
+        name = self._settings.default_base
+        return next((source for source in self._sources() if source.name == name), None)
 
     def _sources(self) -> list[Source]:
         paths = dict(self._settings.base_sources)
@@ -108,11 +119,14 @@ class Catalogue:
 
     async def _publish(self, source: Source, bundle: Path) -> None:
         """Upload a bundle (its manifest last), note it in the ledger, then name it in the catalogue."""
-        manifest = _read_manifest(bundle)
-        digest = await asyncio.to_thread(file_sha256, bundle / MANIFEST_FILE)
+        with read_from(bundle):
+            manifest = _read_manifest(bundle)
+            digest = await asyncio.to_thread(file_sha256, bundle / MANIFEST_FILE)
         key = f"bases/{digest}/"
         if await self._objects.head(key + MANIFEST_FILE) is None:
-            if damaged := await asyncio.to_thread(damaged_files, bundle, manifest):
+            with read_from(bundle):
+                damaged = await asyncio.to_thread(damaged_files, bundle, manifest)
+            if damaged:
                 raise BaseImportError("bundle_damaged", f"{damaged[0]} is not as {MANIFEST_FILE} says")
             await self._upload(bundle, key, manifest)
         entry = _entry(source.name, manifest, key, digest, (bundle / MANIFEST_FILE).stat().st_size)

@@ -1,5 +1,6 @@
 """What `LUTHIER_BASE_SOURCES` may name, and what tells one state of it from another."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from luthier_registry.default_base import CONVERTER, HF_CONVERTER
 from luthier_registry.errors import BaseImportError
 from luthier_registry.hf_read import CONFIG_FILE, hash_files, list_files, source_of
 
-Signature = tuple[tuple[str, int, int], ...]
+Signature = tuple[tuple[str, int, int, int], ...]
 
 
 class SourceKind(Enum):
@@ -29,7 +30,7 @@ class Source:
     name: str
     path: Path
     signature: Signature
-    """Names, sizes and times of its files; another one means another source."""
+    """Names, sizes, times and modes of its files; another one means another source."""
 
 
 def look_at(name: str, path: Path) -> Source:
@@ -39,12 +40,13 @@ def look_at(name: str, path: Path) -> Source:
         states = [(each.name, each.stat()) for each in found if each.is_file()]
     except OSError:
         states = []
-    return Source(name, path, tuple((each, state.st_size, state.st_mtime_ns) for each, state in states))
+    signature = tuple((each, state.st_size, state.st_mtime_ns, state.st_mode) for each, state in states)
+    return Source(name, path, signature)
 
 
 def kind_of(path: Path) -> SourceKind:
     """What a path is; `BaseImportError` for anything that no base is made of."""
-    with _told():
+    with read_from(path):
         if (path / MANIFEST_FILE).is_file():
             return SourceKind.BUNDLE
         if (path / CONFIG_FILE).is_file():
@@ -60,15 +62,23 @@ def kind_of(path: Path) -> SourceKind:
 
 def identity_of(path: Path, kind: SourceKind) -> tuple[str, str]:
     """Revision and converter: the same pair is the same base. Reads every byte."""
-    with _told():
+    with read_from(path):
         if kind is SourceKind.GGUF:
             return file_sha256(path), CONVERTER
         return source_of(path, hash_files(path, list_files(path))).sha256, HF_CONVERTER
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def read_from(path: Path) -> Iterator[None]:
+    """What the system says while a source is read becomes a `BaseImportError` that names the file."""
     try:
         yield
     except OSError as error:
-        raise BaseImportError("io_error", f"{error.strerror}: {error.filename}") from error
+        raise BaseImportError("io_error", _said(error, path)) from error
+
+
+def _said(error: OSError, path: Path) -> str:
+    told = f"{error.strerror}: {error.filename or path}"
+    if isinstance(error, PermissionError):
+        return f"{told} (user {os.geteuid()} may not read it)"
+    return told

@@ -12,16 +12,20 @@ MOST_MODEST_S = 600.0
 """Who could not do its work is modest for a while, longer each time: others may be able to."""
 
 
-async def announce(db: Database, room: str, instance: str) -> None:
-    """Say that this instance of `room` works now."""
-    await db[COLLECTION].update_one(
-        {"_id": f"{room}/{instance}"}, [{"$set": {"room": room, "seen_at": "$$NOW"}}], upsert=True
-    )
+async def announce(db: Database, room: str, instance: str, *, trouble: str | None = None) -> None:
+    """Say that this instance of `room` works now, and by a code what keeps it from its most important work."""
+    said = {"room": room, "seen_at": "$$NOW", "trouble": trouble}
+    await db[COLLECTION].update_one({"_id": f"{room}/{instance}"}, [{"$set": said}], upsert=True)
 
 
 async def is_present(db: Database, room: str, *, within_s: float = 15.0) -> bool:
     """Whether some instance of `room` announced itself within `within_s`."""
     return await db[COLLECTION].find_one(_fresh(room, within_s), {"_id": 1}) is not None
+
+
+async def troubles(db: Database, room: str, *, within_s: float = 15.0) -> list[str | None]:
+    """What each instance of `room` that announced itself within `within_s` is kept from its work by, if anything."""
+    return [row.get("trouble") async for row in db[COLLECTION].find(_fresh(room, within_s), {"trouble": 1})]
 
 
 async def claim_share(

@@ -8,7 +8,7 @@ from luthier_common.kit.bases import find_base
 from luthier_common.kit.kafka_access import KafkaAccess, why_refused
 from luthier_common.kit.mongo import Database, ping
 from luthier_common.kit.objects import ObjectStore
-from luthier_common.kit.presence import is_present
+from luthier_common.kit.presence import is_present, troubles
 
 Check = Callable[[], Awaitable[str | None]]
 
@@ -58,5 +58,14 @@ class Readiness:
         name = self._settings.default_base
         base = await find_base(self._db, name)
         if base is None:
-            return f"the base model {name} is not in the catalogue yet"
+            return f"the base model {name} is not in the catalogue yet: {await self._why_not_prepared()}"
         return None if await self._store.find_engines(base["_id"]) else f"no engine serves {name} yet"
+
+    async def _why_not_prepared(self) -> str:
+        """By a code: what the registry's log says more names paths, and this answer is for everybody."""
+        said = await troubles(self._db, "registry")
+        if not said:
+            return "no registry is there"
+        if None in said:
+            return "a registry is preparing it"
+        return f"the registry cannot prepare it ({said[0]}); its log says more"
