@@ -1,4 +1,7 @@
-"""The commands of the images with the environment of docker-compose.yml, on real Kafka, MongoDB and S3: one job."""
+"""The services of docker-compose.yml on real Kafka, MongoDB and S3: one job.
+
+Their images' commands run by hand; with `LUTHIER_CONTAINER_ENGINE=docker` the images themselves, built before.
+"""
 
 import asyncio
 import shutil
@@ -16,7 +19,7 @@ from openai import AsyncOpenAI
 from pymongo import AsyncMongoClient
 
 from builders.bases import make_tiny_base, write_chat_file
-from builders.containers import Container, running
+from builders.containers import Container, make_container, running
 from builders.kafka_server import kafka_with
 from builders.production import EXAMPLE, ROOMS, ROOT, compose
 from builders.real_kafka import real_script
@@ -86,17 +89,17 @@ async def test_a_job_on_production_parts_ends_in_an_answering_model(
     folder: Path, made: Path, mongo_url: str, mongo_address: str, kafka_address: str, real_s3: RealS3
 ) -> None:
     make_tiny_base(folder / "models" / TINY, name=TINY)
+    subprocess.run(["chmod", "--recursive", "a+rX", folder / "models"], check=True)  # as .env.example says
     replaced = {
         "kafka:9092": kafka_address,
         "http://s3:7070": real_s3.endpoint_url,
         "mongo:27017": mongo_address,
         "authSource=admin": f"authSource={USERS}",
-        "/models": str(folder / "models"),
         (made / "s3_access_key").read_text().strip(): real_s3.access_key,
         (made / "s3_secret_key").read_text().strip(): real_s3.secret_key,
     }
     servers = compose(EXAMPLE)["services"]
-    containers = {name: Container(name, servers[name], folder, replaced) for name in ROOMS}
+    containers = {name: make_container(name, servers[name], folder, replaced) for name in ROOMS}
     for container in containers.values():
         container.give_secrets(made)
         container.env.pop("OTEL_EXPORTER_OTLP_ENDPOINT")  # no collector is here
