@@ -13,10 +13,13 @@ from itertools import groupby
 from pathlib import Path
 
 from openai import APIError, AsyncOpenAI, NotFoundError
+from openai.types.fine_tuning import FineTuningJob
 
 from builders.histories import broken_history
 from builders.leftovers import broken_home, broken_objects, broken_slots
-from builders.topic_records import Told
+from builders.topic_records import Told, out_of_order
+from luthier_api.domain import View
+from luthier_api.wire.events import render
 from luthier_common.contract.events import DELETED
 from luthier_common.contract.lifecycle import JOB
 from luthier_common.contract.topics import COLLECTIONS, Kind
@@ -40,11 +43,12 @@ async def broken_invariants(
     home: Path | None = None,
     acknowledged: Collection[str] = (),
     all_ended: bool = False,
+    is_log_whole: bool = False,
 ) -> list[str]:
     """A sentence for each thing that is not as promised. What is not given is not looked at.
 
     `acknowledged` are the jobs that a client was told of; with `all_ended` each must have ended. `home` is that of an
-    embedded stack whose sweepers have run.
+    embedded stack whose sweepers have run. With `is_log_whole` the broker has never lost anything.
     """
     jobs = {job["_id"]: job async for job in db["jobs"].find({})}
     broken = [sentence async for sentence in _histories(db)]
@@ -53,6 +57,7 @@ async def broken_invariants(
     broken += await _models(db, jobs)
     if events_of_topic is not None:
         broken += await _told_otherwise(db, events_of_topic)
+        broken += out_of_order(events_of_topic) if is_log_whole else []
     if objects is not None:
         broken += [sentence async for sentence in _blobs(db, objects, jobs)]
         broken += await broken_objects(db, objects, jobs)
@@ -60,7 +65,7 @@ async def broken_invariants(
         broken += broken_home(home, jobs)
     if api is not None:
         deleted = {model["name"] async for model in db["models"].find({"phase": "deleted"}, {"name": 1})}
-        broken += await _seen(api, jobs, acknowledged, deleted)
+        broken += await _seen(api, db, jobs, acknowledged, deleted)
     return broken
 
 
@@ -183,12 +188,12 @@ async def _sha256_of(objects: ObjectStore, key: str) -> str | None:
 
 
 async def _seen(
-    api: AsyncOpenAI, jobs: Mapping[str, Doc], acknowledged: Collection[str], deleted: Collection[str]
+    api: AsyncOpenAI, db: Database, jobs: Mapping[str, Doc], acknowledged: Collection[str], deleted: Collection[str]
 ) -> list[str]:
-    """What a user sees: the same status, an event list without doubles, and models that answer until deleted."""
+    """What a user sees of some jobs, old and new: their status, every event once, models that answer until deleted."""
     broken = []
-    asked = sorted(acknowledged or jobs)[-ASKED_AT_ONCE:]
-    for job_id in asked:
+    known = sorted(acknowledged or jobs)
+    for job_id in known[:: max(1, len(known) // ASKED_AT_ONCE)]:
         is_deleted = bool(jobs.get(job_id, {}).get(DELETED))
         try:
             job = await api.fine_tuning.jobs.retrieve(job_id)
@@ -199,13 +204,27 @@ async def _seen(
             continue
         if is_deleted:
             broken.append(f"I1 job {job_id}: the api shows it though it was deleted")
-        if job_id in jobs and job.status != jobs[job_id]["status"]:
-            broken.append(f"I4 job {job_id}: the api says {job.status}, its document {jobs[job_id]['status']}")
-        if len(set(events)) != len(events):
-            broken.append(f"I2 job {job_id}: the api lists an event twice")
+        elif job_id in jobs:
+            broken += await _shown_otherwise(db, jobs[job_id], job, events)
         model = job.fine_tuned_model
         if model is not None and model not in deleted and (refusal := await _refusal(api, model)):
             broken.append(f"I8 model {model}: {refusal}")
+    return broken
+
+
+async def _shown_otherwise(db: Database, job: Doc, shown: FineTuningJob, events: Sequence[str]) -> list[str]:
+    """`events` are the ids in the list's order, the newest first."""
+    broken = []
+    if shown.status != job["status"]:
+        broken.append(f"I4 job {job['_id']}: the api says {shown.status}, its document {job['status']}")
+    if shown.fine_tuned_model != (model := job.get("fine_tuned_model")):
+        named = f"the api names {shown.fine_tuned_model}, its document {model}"
+        broken.append(f"I8 job {job['_id']}: of models {named}")
+    rows = db[EVENTS].find({"kind": "job", "thing": job["_id"]}).sort("seq", 1)
+    told = [line["id"] async for row in rows for line in render(row, View())]
+    if list(events) != told[::-1]:
+        twice, differing = len(events) - len(set(events)), sorted({*told} ^ {*events})
+        broken.append(f"I2 job {job['_id']}: its event list differs by {differing[:3]}, {twice} stand twice")
     return broken
 
 

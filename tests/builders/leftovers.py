@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+from builders.rivals import SECOND_HOME
 from luthier_common.contract.events import DELETED
 from luthier_common.contract.lifecycle import HELD
 from luthier_common.kit import ledger
@@ -106,12 +107,13 @@ async def broken_objects(db: Database, objects: ObjectStore, jobs: Jobs) -> list
 def broken_home(home: Path, jobs: Jobs) -> list[str]:
     """Run directories of runs that are over, half-written files, forgotten conversions."""
     held = {f"{job_id}-a{job['attempt']}" for job_id, job in jobs.items() if job["phase"] in HELD}
-    broken = [f"I12 run directory {path} is left" for path in home.glob("trainer/*/*/") if path.name not in held]
-    for pattern in TEMPORARY:
-        broken += [
-            f"I12 temporary file {path} is left" for path in home.glob(pattern) if not path.name.startswith(CACHE)
-        ]
-    return sorted(set(broken))
+    broken = set()
+    for each in (home, home / SECOND_HOME):
+        runs = each.glob("trainer/*/*/")
+        broken |= {f"I12 run directory {path} is left" for path in runs if path.name not in held}
+        left = [path for pattern in TEMPORARY for path in each.glob(pattern) if not path.name.startswith(CACHE)]
+        broken |= {f"I12 temporary file {path} is left" for path in left}
+    return sorted(broken)
 
 
 def stray_processes(home: Path, owner_pid: int | None) -> list[str]:

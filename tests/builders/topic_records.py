@@ -1,5 +1,7 @@
 """What a consumer outside would read: every record that the topics hold now."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from luthier_common.contract.topics import TOPICS
@@ -38,6 +40,21 @@ async def read_topics(kafka_url: str) -> list[Told]:
     finally:
         await reader.close()
     return told
+
+
+def out_of_order(records: Sequence[Told]) -> list[str]:
+    """Facts that a reader from the beginning meets before an older one of the same thing.
+
+    Said twice is no harm; for a log that was never lost, whatever became of those that write it.
+    """
+    newest, broken = defaultdict[str, int](int), list[str]()
+    for record in records:
+        thing, _, number = record.fact.rpartition("/")
+        seq = int(number)
+        if seq > newest[thing] + 1:
+            broken.append(f"I2 {record.fact}: it stands on the topic ({record.where}) next after fact {newest[thing]}")
+        newest[thing] = max(newest[thing], seq)
+    return broken
 
 
 def _is_at_end(reader: Reader, position: dict[Part, int]) -> bool:

@@ -53,6 +53,7 @@ class Stories:
         self.models: list[str] = []
         self.bad_files: set[str] = set()
         """Jobs that train on these are meant to fail."""
+        self._promised: list[tuple[str, Callable[[], Awaitable[bool]]]] = []
 
     async def tell(self, story: Story) -> None:
         """One story, to its end or to the first fault that it cannot go round."""
@@ -68,6 +69,10 @@ class Stories:
                 self.broken.append(f"{name}: {error.status_code} {error.body}")
         except (openai.APIConnectionError, TooLateError, TimeoutError) as error:
             self.cut_short[f"{name}: {type(error).__name__}"] += 1
+
+    async def broken_promises(self) -> list[str]:
+        """Deeds that were acknowledged and are not so in the end."""
+        return [what for what, is_so in self._promised if not await is_so()]
 
     # Jobs
 
@@ -86,12 +91,13 @@ class Stories:
     async def a_job_that_is_cancelled(self) -> None:
         job_id = await self._create(num_rows=400, num_epochs=3)
         await self._in_phase(job_id, *HELD, *FINAL)
-        await self._sdk.fine_tuning.jobs.cancel(job_id)
+        await self._cancel(job_id)
 
     async def a_job_that_is_deleted(self) -> None:
         job_id = await self._create(num_rows=24, num_epochs=1)
         await self._in_phase(job_id, *FINAL)
         await self._sdk.delete(f"/fine_tuning/jobs/{job_id}?delete_model=true", cast_to=object)
+        self._promise_gone(job_id, lambda: self._sdk.fine_tuning.jobs.retrieve(job_id))
 
     async def more_jobs_than_slots(self) -> None:
         job_ids = [await self._create(num_rows=800, num_epochs=1) for _ in range(6)]
@@ -102,12 +108,12 @@ class Stories:
 
         await self._until(is_one_told_its_place)
         for job_id in job_ids:
-            await self._sdk.fine_tuning.jobs.cancel(job_id)
+            await self._cancel(job_id)
 
     async def a_job_that_is_cancelled_late(self) -> None:
         job_id = await self._create(num_rows=24, num_epochs=1)
         await self._in_phase(job_id, *FINISHING, *FINAL, every_s=0.005)
-        await self._sdk.fine_tuning.jobs.cancel(job_id)
+        await self._cancel(job_id)
 
     async def a_job_that_is_paused(self) -> None:
         job_id = await self._create(num_rows=24, num_epochs=12)
@@ -145,7 +151,7 @@ class Stories:
             await self._until(self._is_trainer_lost)
         finally:
             self._stack.kill("trainer", signal.SIGCONT)
-        await self._sdk.fine_tuning.jobs.cancel(job_id)
+        await self._cancel(job_id)
 
     async def a_job_whose_child_always_dies(self) -> None:
         job_id = await self._create(num_rows=800, num_epochs=1)
@@ -166,6 +172,7 @@ class Stories:
     async def files_good_and_bad(self) -> None:
         other = await self._sdk.files.create(file=("notes.txt", b"notes"), purpose="user_data")
         await self._sdk.files.delete(other.id)
+        self._promise_gone(other.id, lambda: self._sdk.files.retrieve(other.id))
         bad = await self._sdk.files.create(file=("bad.jsonl", BAD_ROWS), purpose="fine-tune")
         self.bad_files.add(bad.id)
         with suppress(openai.BadRequestError):
@@ -197,6 +204,7 @@ class Stories:
         project = await self._sdk.admin.organization.projects.create(name=secrets.token_hex(4))
         await self._sdk.fine_tuning.checkpoints.permissions.create(model, project_ids=[project.id])
         await self._sdk.models.delete(model)
+        self._promise_gone(model, lambda: self._sdk.models.retrieve(model))
 
     # Operators and time
 
@@ -205,12 +213,14 @@ class Stories:
         project = await organization.projects.create(name=secrets.token_hex(4))
         place = f"/organization/projects/{project.id}/api_keys"
         made: Any = await self._sdk.post(place, cast_to=object, body={"name": "k", "scopes": ["files:read"]})
-        await self._sdk.post(f"{place}/{made['id']}/rotate", cast_to=object, body={})
+        new: Any = await self._sdk.post(f"{place}/{made['id']}/rotate", cast_to=object, body={})
         await organization.projects.api_keys.delete(made["id"], project_id=project.id)
+        self._promised.append((f"the key {made['id']} was deleted", lambda: self._is_refused(new["value"])))
         body = {"email": f"{secrets.token_hex(6)}@example.com", "role": "owner"}
         user: Any = await self._sdk.post("/organization/users", cast_to=object, body=body)
         await organization.projects.users.create(project.id, role="member", user_id=user["id"])
         await organization.users.delete(user["id"])
+        self._promise_gone(user["id"], lambda: organization.users.retrieve(user["id"]))
         await organization.projects.archive(project.id)
 
     async def a_request_with_a_key(self) -> None:
@@ -257,6 +267,31 @@ class Stories:
         self.broken.append("the migration never ends well")
 
     # Words of which stories are made
+
+    async def _cancel(self, job_id: str) -> None:
+        await self._sdk.fine_tuning.jobs.cancel(job_id)
+
+        async def is_cancelled() -> bool:
+            return bool((await self._shop.doc(job_id))["status"] == "cancelled")
+
+        self._promised.append((f"{job_id} was cancelled", is_cancelled))
+
+    def _promise_gone(self, thing: str, retrieve: Callable[[], Awaitable[Any]]) -> None:
+        async def is_gone() -> bool:
+            try:
+                await retrieve()
+            except openai.NotFoundError:
+                return True
+            return False
+
+        self._promised.append((f"{thing} was deleted", is_gone))
+
+    async def _is_refused(self, key: str) -> bool:
+        try:
+            await self._sdk.with_options(api_key=key).files.list()
+        except openai.AuthenticationError:
+            return True
+        return False
 
     async def _create(self, *, num_rows: int, num_epochs: int, is_validated: bool = False) -> str:
         deed = secrets.token_hex(8)

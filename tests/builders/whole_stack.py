@@ -24,7 +24,9 @@ PASSING: tuple[type[Exception], ...] = (*OUTAGES, OSError, AssertionError)
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-async def broken_stack(stack: Stack, db: Database, *, acknowledged: Collection[str]) -> list[str]:
+async def broken_stack(
+    stack: Stack, db: Database, *, acknowledged: Collection[str], is_log_whole: bool = False
+) -> list[str]:
     """Every invariant that can be looked at: documents, topics, objects, home, processes, and what users see."""
     async with (
         open_objects(stack.env["LUTHIER_OBJECTS_URL"]) as objects,
@@ -40,17 +42,23 @@ async def broken_stack(stack: Stack, db: Database, *, acknowledged: Collection[s
             home=stack.home,
             acknowledged=acknowledged,
             all_ended=True,
+            is_log_whole=is_log_whole,
         ) + stray_processes(stack.home, os.getpid())
 
 
 async def broken_in_the_end(
-    stack: Stack, db: Database, *, acknowledged: Collection[str], within_s: float = CLEARED_WITHIN_S
+    stack: Stack,
+    db: Database,
+    *,
+    acknowledged: Collection[str],
+    is_log_whole: bool = False,
+    within_s: float = CLEARED_WITHIN_S,
 ) -> list[str]:
     """What is broken, and still is after the rooms had time to clear up; also that nobody could look."""
     deadline = time.monotonic() + within_s
     while True:
         try:
-            broken = await broken_stack(stack, db, acknowledged=acknowledged)
+            broken = await broken_stack(stack, db, acknowledged=acknowledged, is_log_whole=is_log_whole)
         except PASSING as error:
             broken = [f"the check could not be made: {type(error).__name__}: {error}"]
         if not broken or time.monotonic() > deadline:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain, islice, repeat
 
-SERVICES = ("registry", "api", "file-validator", "scheduler", "trainer", "inference")
+from builders.rivals import RIVALS
+
+SERVICES = ("registry", "api", "file-validator", "scheduler", "trainer", "inference", *RIVALS)
+TRAINERS = ("trainer", "trainer-2")
 CHILD = "child"
 MONGOD = "mongod"
 BROKER = "tansu"
@@ -38,7 +41,7 @@ class Share:
     count: int
 
 
-_STOPPABLE = (*SERVICES, CHILD, MONGOD)
+_STOPPABLE = (*SERVICES, CHILD, MONGOD, BROKER)
 PER = 450
 """Half an hour. A service may be down when its turn has come, hence more kills than the bar asks for."""
 SHARES = (
@@ -48,6 +51,7 @@ SHARES = (
     Share(Kind.LOSE, (BROKER,), 14),
     Share(Kind.SHORT_STOP, _STOPPABLE, 24),
     Share(Kind.LONG_STOP, _STOPPABLE, 16),
+    Share(Kind.LONG_STOP, TRAINERS, 12),
     Share(Kind.FILL_DISK, DISKS, 14),
 )
 HOLD_S = {Kind.SHORT_STOP: SHORT_STOP_S, Kind.LONG_STOP: LONG_STOP_S, Kind.FILL_DISK: FULL_FOR_S}

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.plan import BROKER, MONGOD, SERVICES, Fault, Kind
+from chaos.plan import BROKER, MONGOD, SERVICES, TRAINERS, Fault, Kind
 from chaos.watch import Recovery
 
 BACKLOG_LIMIT_S = 30.0
+LONG_S = 300.0
+"""A run of so many seconds has shown that leases end and jobs move; in a shorter one chance may have it otherwise."""
 DONE_SHARE = 0.6
 """Of the faults of a kind: a victim that is not there when its turn comes, such as a training child, cannot be hurt."""
 Counts = Mapping[tuple[Kind, str], int]
@@ -24,6 +26,10 @@ class Report:
     done: Counts
     missed: Counts
     jobs: Mapping[str, int]
+    num_runs_lost: int
+    """Facts that say so."""
+    num_jobs_moved: int
+    """Jobs whose attempts ran on different nodes."""
     answers: Mapping[str, int]
     recoveries: Sequence[Recovery]
     backlog_s: float
@@ -56,6 +62,7 @@ class Report:
             f"mongod kills {self.count(Kind.KILL, MONGOD)}",
             f"broker losses {self.count(Kind.LOSE, BROKER)}",
             f"jobs: {_listed(self.jobs)}",
+            f"runs lost {self.num_runs_lost}, jobs that went on elsewhere {self.num_jobs_moved}",
             f"calls: {_listed(self.answers)}",
             f"longest recovery: {felt}",
             f"after the last fault: nothing waited after {self.backlog_s:.1f} s (limit {BACKLOG_LIMIT_S:g} s)",
@@ -76,6 +83,12 @@ def unproven(report: Report, plan: Sequence[Fault]) -> list[str]:
             findings.append(f"only {report.count(kind)} of {number} faults of the kind {kind!r} happened")
     if not report.jobs.get("succeeded"):
         findings.append("no job succeeded")
+    if report.seconds >= LONG_S:
+        num_stops = sum(fault.kind is Kind.LONG_STOP and fault.victim in TRAINERS for fault in plan)
+        if report.num_runs_lost < num_stops // 2:
+            findings.append(f"{num_stops} long stops of trainers made {report.num_runs_lost} RunLost only")
+        if not report.num_jobs_moved:
+            findings.append("no job went on at another trainer")
     if (longest := report.longest) is not None and longest.seconds is None:
         findings.append(f"nothing went on after {str(longest.fault).strip()}")
     return findings

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +21,7 @@ from openai import AsyncOpenAI
 
 from builders.bases import make_tiny_base, write_chat_file
 from builders.leftovers import stray_processes
+from builders.rivals import SECOND_HOME, rivals_of
 from builders.stub_trainer import set_pace
 from builders.whole_stack import broken_in_the_end
 from builders.workshop import TINY, stack_settings, wait_ready
@@ -32,6 +33,7 @@ from chaos.users import Users, broken_promises
 from chaos.watch import Watch, recoveries
 from luthier_common.contract.topics import COLLECTIONS
 from luthier_common.kit.mongo import OUTAGES, Database, open_mongo
+from luthier_stack.part import Part
 from luthier_stack.stack import Stack
 
 SETTLE_S = 60.0
@@ -46,13 +48,19 @@ class Chaos:
     """One run over one home."""
 
     def __init__(
-        self, stack: Stack, db: Database, plan: list[Fault], disks: dict[str, SmallDisk], users: Users
+        self,
+        stack: Stack,
+        rivals: dict[str, Part],
+        db: Database,
+        plan: list[Fault],
+        disks: dict[str, SmallDisk],
+        users: Users,
     ) -> None:
         self._stack = stack
         self._db = db
         self._plan = plan
         self._users = users
-        self._saboteur = Saboteur(stack, stack.home, disks)
+        self._saboteur = Saboteur(stack, rivals, disks)
         self._watch = Watch(stack.api_url, db)
         self._has_disks = bool(disks)
         self._backlog_s = 0.0
@@ -87,6 +95,8 @@ class Chaos:
             done=done,
             missed=self._saboteur.missed,
             jobs=Counter(await self._ends()),
+            num_runs_lost=await self._db["events"].count_documents({"type": "RunLost"}),
+            num_jobs_moved=await self._num_moved(),
             answers=self._users.answers,
             recoveries=recoveries(self._saboteur.done, self._watch.samples),
             backlog_s=self._backlog_s,
@@ -110,6 +120,13 @@ class Chaos:
         late = {"$gt": [{"$subtract": ["$$NOW", {"$min": "$outbox.at"}]}, int(STALE_S * 1000)]}
         query = {"pend": True, "$expr": late}
         return any([await self._db[name].find_one(query, {"_id": 1}) is not None for name in COLLECTIONS.values()])
+
+    async def _num_moved(self) -> int:
+        """Jobs whose attempts ran on different nodes."""
+        nodes = defaultdict[str, set[str]](set)
+        async for row in self._db["events"].find({"type": "JobPlaced"}, {"thing": 1, "body.data.members": 1}):
+            nodes[row["thing"]] |= {member["node"] for member in row["body"]["data"]["members"]}
+        return sum(len(each) > 1 for each in nodes.values())
 
     async def _ends(self) -> list[str]:
         ends = []
@@ -138,6 +155,7 @@ async def chaos_run(
         (stack_home / "tmp").mkdir(parents=True, exist_ok=True)
         more = {
             "LUTHIER_LEASE_TTL_S": f"{LEASE_TTL_S:g}",
+            "LUTHIER_TRAINER_CPU_SLOTS": "2",  # of each of the two trainers
             "LUTHIER_MAX_STRIKES": "50",
             "LUTHIER_RETRY_REST_S": "0.05",
             "LUTHIER_UNREACHABLE_CAP_S": "20",
@@ -147,10 +165,12 @@ async def chaos_run(
         env = settings.service_env | more
         settings = settings.model_copy(update={"longest_restart_delay_s": 1.0, "service_env": env})
         set_pace(stack_home, steps_per_s=8, load_s=0.5, save_s=0.1)
-        async with Stack(settings) as stack:
+        async with Stack(settings) as stack, rivals_of(stack) as rivals:
             await wait_ready(stack)
-            report = await _run_over(stack, plan, disks, seed, seconds, rows, num_users, real_child)
-        report.findings = [*report.findings, *alarms_in(stack_home / "logs"), *stray_processes(stack_home, None)]
+            report = await _run_over(stack, rivals, plan, disks, seed, seconds, rows, num_users, real_child)
+        logs = [stack_home / "logs", stack_home / SECOND_HOME / "logs"]
+        alarms = [alarm for folder in logs for alarm in alarms_in(folder)]
+        report.findings = [*report.findings, *alarms, *stray_processes(stack_home, None)]
     if refusal is not None:
         report.notes = [*report.notes, f"no disk could be filled: {refusal}"]
         if require_disk:
@@ -160,6 +180,7 @@ async def chaos_run(
 
 async def _run_over(
     stack: Stack,
+    rivals: dict[str, Part],
     plan: list[Fault],
     disks: dict[str, SmallDisk],
     seed: int,
@@ -173,7 +194,7 @@ async def _run_over(
         AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=stack.admin_key) as client,
     ):
         users = Users(client, rows, seed=seed, count=num_users, slowness=2.0 if real_child else 1.0)
-        return await Chaos(stack, db, plan, disks, users).run(seed, seconds, [])
+        return await Chaos(stack, rivals, db, plan, disks, users).run(seed, seconds, [])
 
 
 @asynccontextmanager

@@ -6,13 +6,15 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from builders.rivals import SECOND_HOME
 from chaos.disks import SmallDisk
-from chaos.plan import CHILD, Fault, Kind
+from chaos.plan import CHILD, TRAINERS, Fault, Kind
 from luthier_stack.errors import PartFailedError
+from luthier_stack.part import Part
 from luthier_stack.stack import Stack
 from luthier_trainer.workplace import PID_FILE
 
@@ -30,9 +32,10 @@ class Done:
 
 
 class Saboteur:
-    def __init__(self, stack: Stack, home: Path, disks: Mapping[str, SmallDisk]) -> None:
+    def __init__(self, stack: Stack, rivals: Mapping[str, Part], disks: Mapping[str, SmallDisk]) -> None:
         self._stack = stack
-        self._home = home
+        self._rivals = rivals
+        self._homes = dict(zip(TRAINERS, (stack.home, stack.home / SECOND_HOME), strict=True))
         self._disks = disks
         self.done: list[Done] = []
         self.missed: Counter[tuple[Kind, str]] = Counter()
@@ -40,7 +43,7 @@ class Saboteur:
     async def wait_for_child(self, seconds: float) -> None:
         """Until a run is under way: before that there is little to hurt."""
         deadline = time.monotonic() + seconds
-        while self._child() is None and time.monotonic() < deadline:
+        while self._child(*self._homes) is None and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
 
     async def carry_out(self, plan: Sequence[Fault]) -> None:
@@ -73,6 +76,9 @@ class Saboteur:
         return disk.num_refusals > before
 
     async def _signal(self, fault: Fault) -> bool:
+        """A trainer is stopped past its lease while it has a run: that is whose lease ends."""
+        if fault.kind is Kind.LONG_STOP and fault.victim in TRAINERS:
+            await self._found(lambda: self._child(fault.victim))
         pid = await self._pid_of(fault.victim)
         if pid is None:
             return False
@@ -80,6 +86,8 @@ class Saboteur:
         try:
             if fault.victim == CHILD:
                 os.kill(pid, number)
+            elif fault.victim in self._rivals:
+                self._rivals[fault.victim].kill(number)
             else:
                 self._stack.kill(fault.victim, number)
         except (ProcessLookupError, PartFailedError):
@@ -92,17 +100,24 @@ class Saboteur:
 
     async def _pid_of(self, victim: str) -> int | None:
         """Its process, which may have to come back first."""
+        if victim == CHILD:
+            return await self._found(lambda: self._child(*self._homes))
+        if victim in self._rivals:
+            return await self._found(lambda: self._rivals[victim].pid)
+        return await self._found(lambda: self._stack.processes[victim])
+
+    async def _found(self, look: Callable[[], int | None]) -> int | None:
         deadline = time.monotonic() + WAIT_FOR_VICTIM_S
         while time.monotonic() < deadline:
-            pid = self._child() if victim == CHILD else self._stack.processes[victim]
-            if pid is not None:
+            if (pid := look()) is not None:
                 return pid
             await asyncio.sleep(_POLL_S)
         return None
 
-    def _child(self) -> int | None:
-        """A training child that is alive now."""
-        for note in sorted(self._home.glob(f"trainer/*/*/{PID_FILE}")):
+    def _child(self, *trainers: str) -> int | None:
+        """A training child of one of these that is alive now."""
+        notes = [note for name in trainers for note in self._homes[name].glob(f"trainer/*/*/{PID_FILE}")]
+        for note in sorted(notes):
             with contextlib.suppress(OSError, ValueError):
                 pid = int(note.read_text())
                 if os.fsencode(note.parent) in Path(f"/proc/{pid}/cmdline").read_bytes():

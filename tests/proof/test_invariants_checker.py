@@ -11,6 +11,7 @@ import pytest
 from builders.invariants import DEED, broken_invariants, kinds_told
 from builders.jobs import ACTOR, OWNED, JobStory, make_step
 from builders.leftovers import stray_processes
+from builders.lying_api import ApiThatMayLie
 from builders.sound_history import NODE, book, hold, project, succeeded
 from builders.topic_records import Told
 from luthier_common.contract import events as f
@@ -41,6 +42,7 @@ class World(NamedTuple):
             objects=self.objects,
             home=self.home,
             acknowledged=[self.done, self.running, self.cancelled, self.deleted],
+            is_log_whole=True,
         )
 
 
@@ -109,6 +111,12 @@ async def _change_topic(world: World) -> None:
 
 async def _unlisted_record(world: World) -> None:
     world.records.append(Told("job/ftjob-nobody/1", b"{}", "here"))
+
+
+async def _told_in_another_order(world: World) -> None:
+    places = [place for place, told in enumerate(world.records) if told.fact.startswith(f"job/{world.done}/")]
+    first, second = places[2:4]
+    world.records[first], world.records[second] = world.records[second], world.records[first]
 
 
 async def _second_end(world: World) -> None:
@@ -245,6 +253,7 @@ BREAKAGES: list[tuple[str, Callable[[World], Awaitable[None]]]] = [
     ("I2", _double_event),
     ("I2", _change_topic),
     ("I2", _unlisted_record),
+    ("I2", _told_in_another_order),
     ("I3", _second_end),
     ("I3", _end_of_nothing),
     ("I3", _end_not_last),
@@ -276,6 +285,65 @@ BREAKAGES: list[tuple[str, Callable[[World], Awaitable[None]]]] = [
 async def test_each_breakage_is_named(world: World, invariant: str, breaks: Callable[[World], Awaitable[None]]) -> None:
     await breaks(world)
     assert invariant in kinds_told(await world.broken())
+
+
+def _shows_no_job(api: ApiThatMayLie, done: str) -> None:
+    del api.jobs[done]
+
+
+def _shows_another_status(api: ApiThatMayLie, done: str) -> None:
+    api.jobs[done]["status"] = "running"
+
+
+def _lists_no_events(api: ApiThatMayLie, done: str) -> None:
+    api.events[done] = []
+
+
+def _lists_an_event_twice(api: ApiThatMayLie, done: str) -> None:
+    api.events[done].insert(0, api.events[done][0])
+
+
+def _lists_the_oldest_first(api: ApiThatMayLie, done: str) -> None:
+    api.events[done].reverse()
+
+
+def _names_no_model(api: ApiThatMayLie, done: str) -> None:
+    api.jobs[done]["fine_tuned_model"] = None
+
+
+def _says_nothing(api: ApiThatMayLie, _: str) -> None:
+    api.num_tokens = 0
+
+
+LIES: list[tuple[str, Callable[[ApiThatMayLie, str], None]]] = [
+    ("I1", _shows_no_job),
+    ("I4", _shows_another_status),
+    ("I2", _lists_no_events),
+    ("I2", _lists_an_event_twice),
+    ("I2", _lists_the_oldest_first),
+    ("I8", _names_no_model),
+    ("I8", _says_nothing),
+]
+
+
+async def test_what_users_are_shown_is_passed_where_it_is_so(world: World) -> None:
+    api = await ApiThatMayLie.of(world.db)
+    assert await broken_invariants(world.db, api=api.client(), acknowledged=[world.done, world.deleted]) == []
+
+
+@pytest.mark.parametrize(("invariant", "lies"), LIES, ids=[f"{i}{lie.__name__}" for i, lie in LIES])
+async def test_each_lie_to_users_is_named(
+    world: World, invariant: str, lies: Callable[[ApiThatMayLie, str], None]
+) -> None:
+    api = await ApiThatMayLie.of(world.db)
+    lies(api, world.done)
+    assert kinds_told(await broken_invariants(world.db, api=api.client(), acknowledged=[world.done])) == {invariant}
+
+
+async def test_a_deleted_job_that_is_still_shown_is_named(world: World) -> None:
+    api = await ApiThatMayLie.of(world.db)
+    api.jobs[world.deleted], api.events[world.deleted] = api.jobs[world.done] | {"id": world.deleted}, []
+    assert kinds_told(await broken_invariants(world.db, api=api.client(), acknowledged=[world.deleted])) >= {"I1"}
 
 
 async def test_a_job_that_has_not_ended_is_named(world: World) -> None:

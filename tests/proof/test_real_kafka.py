@@ -19,6 +19,7 @@ from builders.group_member import HEARD
 from builders.journal_ground import JournalGround
 from builders.real_kafka import RealKafka
 from builders.scale import FULL, scaled
+from builders.topic_records import out_of_order, read_topics
 from builders.waiting import until
 from luthier_common.contract.topics import TOPICS, Kind, partition_of
 from luthier_common.kit.migrate import migrate
@@ -136,6 +137,7 @@ async def test_list_topics_and_histories_stay_one(fault: Fault, db: Database, mo
             drained_s = await ground.drained()
             print(f"{fault.happen.__name__}: {num_told} facts, fault {took_s:.1f} s, drained after {drained_s:.1f} s")
             await ground.equal_to_the_topics()
+            assert out_of_order(await read_topics(kafka.url)) == []
             await all_heard(ground)
             await ground.history_of("consumer")
             await ground.rebuilt_equally()

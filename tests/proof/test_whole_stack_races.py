@@ -14,6 +14,7 @@ import pytest
 
 from builders.bases import make_tiny_base, write_chat_file
 from builders.racing_users import Race, broken_promises, plan_race, run_race
+from builders.rivals import rival_of
 from builders.scale import FULL, scaled
 from builders.waiting import until
 from builders.whole_stack import broken_in_the_end
@@ -21,8 +22,6 @@ from builders.workshop import QUICK, Workshop, stack_settings, wait_ready, works
 from luthier_common.kit.mongo import Database
 from luthier_stack.errors import PartFailedError
 from luthier_stack.part import Part
-from luthier_stack.ports import find_free_ports
-from luthier_stack.services import service_spec
 from luthier_stack.stack import Stack
 
 NUM_RACES = int(os.environ.get("LUTHIER_PROOF_RACES") or scaled(6, 1_000))
@@ -46,28 +45,6 @@ def seed() -> str:
     chosen = os.environ.get("LUTHIER_PROOF_SEED") or str(random.randrange(10**6))
     print(f"seed {chosen}")
     return chosen
-
-
-@asynccontextmanager
-async def standby_scheduler(stack: Stack) -> AsyncIterator[Part]:
-    """A second scheduler process beside the stack's own."""
-    spec = service_spec(
-        "scheduler",
-        env=stack.env,
-        health_port=find_free_ports(1)[0],
-        port=None,
-        logs=stack.home / "logs" / "standby",
-        echo=False,
-        announce=False,
-    )
-    spec.log_path.parent.mkdir(parents=True)
-    part = Part(spec)
-    part.start()
-    try:
-        await part.wait_alive(60)
-        yield part
-    finally:
-        await part.stop()
 
 
 @asynccontextmanager
@@ -143,7 +120,8 @@ async def check(stack: Stack, workshop: Workshop, races: list[Race]) -> None:
         rows = workshop.db["events"].find({"kind": "job", "thing": race.job_id}).sort("seq", 1)
         told = [row["type"] async for row in rows]
         broken += broken_promises(race, await workshop.doc(race.job_id), told)
-    broken += await broken_in_the_end(stack, workshop.db, acknowledged=[race.job_id for race in races])
+    acknowledged = [race.job_id for race in races]
+    broken += await broken_in_the_end(stack, workshop.db, acknowledged=acknowledged, is_log_whole=True)
     assert not broken, "\n".join(broken)
 
 
@@ -155,10 +133,15 @@ async def test_whatever_users_are_told_comes_true(tmp_path: Path, seed: str) -> 
         await wait_ready(stack)
         async with workshop_of(stack) as workshop:
             training_file = await workshop.upload(rows)
-            async with standby_scheduler(stack) as standby, faults(stack, standby, random.Random(seed)) as done:
+            async with rival_of(stack, "scheduler") as standby, faults(stack, standby, random.Random(seed)) as done:
                 races = await run_races(workshop, training_file, seed)
             await settled(workshop.db)
             print(f"{len(races)} races under {done}; {Counter(answer for race in races for answer in race.answers)}")
             await check(stack, workshop, races)
+            num_lost = await workshop.db["events"].count_documents({"type": "RunLost"})
     assert done.num_schedulers_killed > 0
-    assert done.num_leases_expired > 0 or not FULL
+    if FULL:
+        answers = Counter((verb, answer == "invalid_state") for race in races for verb, answer in race.answers)
+        assert done.num_leases_expired > 0
+        assert num_lost >= done.num_leases_expired // 2, f"{done}, {num_lost} runs lost"
+        assert len(answers) == 6, f"some verb was never taken, or never refused: {answers}"
