@@ -163,7 +163,7 @@ def _slots() -> list[Panel]:
         number("Lost nodes", 'sum(max by (role) (luthier_nodes{phase="lost"}))', bad_above=1),
         series("Slots used by node", ('max by (node, device) (luthier_slots{state="used"})', "{{node}} ({{device}})")),
         series("Slots free by node", ('max by (node, device) (luthier_slots{state="free"})', "{{node}} ({{device}})")),
-        series("Placements in an hour", (_in_an_hour("luthier_queue_wait_seconds_count"), "placements")),
+        series("Placements in an hour", (_in_an_hour("luthier_jobs_placed_total"), "placements")),
     ]
 
 

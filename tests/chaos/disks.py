@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import time
 from pathlib import Path
 
 MIB = 1024 * 1024
@@ -37,13 +38,15 @@ class SmallDisk:
 
     async def full(self, seconds: float) -> None:
         """Take what room there is, again and again, then give it back."""
+        await asyncio.to_thread(self._keep_full, seconds)
+
+    def _keep_full(self, seconds: float) -> None:
+        """In one thread from beginning to end: nothing is taken once it was given back."""
+        until_s = time.monotonic() + seconds
         try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    await asyncio.to_thread(self._take_all)
-                    await asyncio.sleep(_REFILL_S)
-        except TimeoutError:
-            pass
+            while time.monotonic() < until_s:
+                self._take_all()
+                time.sleep(_REFILL_S)
         finally:
             self._filler.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,26 @@ def _given(secrets: Path, names: list[str], room: str) -> Path:
     for name in names:
         (folder / name).write_text((secrets / name).read_text())
     return folder
+
+
+def test_each_of_our_images_is_built_once_and_never_asked_for_elsewhere() -> None:
+    """Two builds of one image at once may fail; who builds none waits for `migrate`, or is an engine."""
+    built = {name: server["image"] for name, server in SERVERS.items() if "build" in server}
+    assert set(built) == {"migrate", "trainer"}
+    assert set(built.values()) == {SERVERS[room]["image"] for room in ROOMS}
+    for room in set(ROOMS) - set(built):
+        assert SERVERS[room]["pull_policy"] == "never"
+    for overlay in (GPUS, ONE_GPU):
+        assert not any("build" in server for server in yaml.safe_load(overlay.read_text())["services"].values())
+
+
+def test_no_service_asks_a_proxy() -> None:
+    """Docker gives those of its own configuration to every container, in both spellings."""
+    for room in (*ROOMS, "mongo-init"):
+        told = SERVERS[room]["environment"]
+        assert (told["NO_PROXY"], told["no_proxy"]) == ("*", "*")
+    check = SERVERS["s3"]["healthcheck"]["test"]
+    assert check[check.index("-Y") + 1] == "off"
 
 
 def test_only_api_and_grafana_are_published_and_on_loopback() -> None:
@@ -166,6 +187,28 @@ def _names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
+def test_what_is_mounted_can_be_read_also_from_a_checkout_that_is_its_owners_alone(tmp_path: Path) -> None:
+    """Made under `umask 077`."""
+    for path in _mounted():
+        source, copy = ROOT / path, tmp_path / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
+    shutil.copy(ROOT / "infra" / "compose" / "make-secrets", tmp_path / "infra" / "compose")
+    subprocess.run(["chmod", "-R", "go=", tmp_path / "infra"], check=True)
+    made = subprocess.run([tmp_path / "infra" / "compose" / "make-secrets"], capture_output=True, text=True)
+    assert (made.returncode, made.stderr) == (0, "")
+    for path in _mounted():
+        for each in (tmp_path / path, *(tmp_path / path).rglob("*")):
+            wanted = 0o555 if each.is_dir() else 0o444
+            assert each.stat().st_mode & wanted == wanted, each
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
+
+
+def _mounted() -> list[str]:
+    mounted = [volume.split(":")[0] for server in SERVERS.values() for volume in server.get("volumes", [])]
+    return [path for path in mounted if path.startswith("./") and path != "./models"]
+
+
 def test_nothing_starts_before_what_it_needs() -> None:
     for room in ROOMS:
         if room != "migrate":
@@ -197,8 +240,17 @@ def test_what_must_be_said_is_in_the_example() -> None:
 
 
 def test_what_is_mounted_from_here_exists() -> None:
-    mounted = [volume.split(":")[0] for server in SERVERS.values() for volume in server.get("volumes", [])]
-    from_here = [path for path in mounted if path.startswith("./") and path != "./models"]
-    assert from_here
-    for path in from_here:
+    assert _mounted()
+    for path in _mounted():
         assert (ROOT / path).exists(), path
+
+
+def test_the_handbook_lists_what_the_env_file_cannot_change() -> None:
+    page = (ROOT / "docs" / "production.md").read_text()
+    listed = page[page.index("Every setting of a service") :].partition("\n\n")[0]
+    for file in (COMPOSE, GPUS, ONE_GPU):
+        services = yaml.safe_load(file.read_text())["services"]
+        told = {name: value for room in ROOMS for name, value in services.get(room, {}).get("environment", {}).items()}
+        for name, value in told.items():
+            if name.startswith(("LUTHIER_", "OTEL_")) and f"${{{name}" not in str(value):
+                assert f"`{name}`" in listed or name.startswith("LUTHIER_INFERENCE_"), name

@@ -140,6 +140,7 @@ async def test_what_is_drawn_is_what_happened(watched: Watched) -> None:
     assert max(await seen.points("max(luthier_train_attempt)")) == 2
     assert max(await seen.points('max(luthier_slots{state="used"})')) >= 1
     assert max(await seen.points("sum(luthier_scheduler_active)")) == 1
+    assert max(await seen.points("sum(luthier_jobs_placed_total)")) == 4
     assert max(await seen.points("sum(luthier_dead_letters_total)")) == 0
     assert max(await seen.points("sum(luthier_train_tokens_total)")) > 0
     assert sum((await seen.points('sum(luthier_run_duration_seconds_count{outcome="failed"})'))[-1:]) == 2

@@ -252,13 +252,38 @@ def test_an_overlay_changes_what_is_there(folder: str, tmp_path: Path) -> None:
     for resource in yaml.load_all(rendered.stdout, yaml.CSafeLoader):
         validate(resource)
         if resource["kind"] == "DaemonSet":
+            name = resource["metadata"]["name"]
             [container] = resource["spec"]["template"]["spec"]["containers"]
             assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (folder != "overlays/cpu")
             told = {given["name"]: given.get("value") for given in container["env"]}
             device = "cpu" if folder == "overlays/cpu" else "cuda"
-            assert told[DEVICES[resource["metadata"]["name"]]] == device
+            assert told[DEVICES[name]] == device
+            if folder == "overlays/production":
+                assert _memory_a_slot(container) == _memory_a_slot(PODS[name]["containers"][0])
         if resource["kind"] == "CronJob":
             pod = resource["spec"]["jobTemplate"]["spec"]["template"]["spec"]
             assert pod["containers"][0]["envFrom"][0]["configMapRef"]["name"].startswith("luthier-settings-")
             has_authorities = any(volume["name"] == "authorities" for volume in pod["volumes"])
             assert has_authorities == (folder == "overlays/production")
+
+
+def _memory_a_slot(container: dict[str, Any]) -> tuple[float, float]:
+    """What is asked for and what is allowed, in GiB."""
+    num_slots = int(container["resources"]["limits"]["nvidia.com/gpu"])
+    asked, allowed = (container["resources"][kind]["memory"] for kind in ("requests", "limits"))
+    return float(asked.removesuffix("Gi")) / num_slots, float(allowed.removesuffix("Gi")) / num_slots
+
+
+@pytest.mark.parametrize(("page", "kinds"), [("production", {"PersistentVolumeClaim", "Pod"}), ("operations", {"Pod"})])
+def test_what_the_handbook_has_applied_follows_the_schema_and_the_rights(page: str, kinds: set[str]) -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+    objects = [each for block in blocks for each in yaml.safe_load_all(block) if isinstance(each, dict)]
+    assert {each["kind"] for each in objects} == kinds
+    [image] = [each for each in _kustomization("overlays/production")["images"] if each["name"] == "luthier-service"]
+    for each in objects:
+        validate(each)
+        if each["kind"] == "Pod":
+            [container] = each["spec"]["containers"]
+            assert container["image"] == f"{image['newName']}:{image['newTag']}"
+            assert each["spec"]["securityContext"].items() >= RUN_BY_US["migrate"]["securityContext"].items()
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

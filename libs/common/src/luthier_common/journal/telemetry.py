@@ -32,6 +32,7 @@ num_findings = meter().create_counter("luthier.audit.findings", "{finding}", "Wh
 _lag = LiveGauge("luthier.projector.lag", "{record}", "Records of a topic that the event list does not show yet")
 _delay = meter().create_histogram("luthier.projector.delay", "s", "From the commit of a fact to its row in the list")
 _created = meter().create_counter("luthier.jobs.created", "{job}", "Jobs asked for")
+_placed = meter().create_counter("luthier.jobs.placed", "{attempt}", "Attempts that got slots")
 _finished = meter().create_counter("luthier.jobs.finished", "{job}", "Jobs that ended, by status")
 _job_duration = meter().create_histogram("luthier.job.duration", "s", "From the creation of a job to its end")
 _queue_wait = meter().create_histogram("luthier.queue.wait", "s", "From the queue to slots")
@@ -58,6 +59,7 @@ def begin_counting() -> None:
     for status in _FINAL.values():
         _finished.add(0, {"status": status})
     _created.add(0)
+    _placed.add(0)
 
 
 def saw_lag(records: Mapping[str, int]) -> None:
@@ -84,6 +86,7 @@ async def _saw_fact_of_job(db: Database, row: Doc) -> None:
     if row["type"] == JobCreated.__name__:
         _created.add(1)
     elif row["type"] == JobPlaced.__name__:
+        _placed.add(1)
         if (queued := await _last_before(db, row, _QUEUEING)) is not None:
             _queue_wait.record(_seconds_between(queued, row))
     elif row["type"] in _ENDS_OF_RUN:

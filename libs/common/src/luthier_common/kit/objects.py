@@ -250,8 +250,10 @@ async def write_file(path: Path, chunks: AsyncIterator[bytes], scratch: Path, *,
         await failpoint("objects.before_publish")
         await in_thread(_publish, target, name, path, if_absent)
     finally:
-        target.close()
-        name.unlink(missing_ok=True)
+        try:
+            target.close()  # on a full disk this fails too
+        finally:
+            name.unlink(missing_ok=True)
     return Stored(path.name, num_bytes, digest.hexdigest())
 
 

@@ -106,11 +106,25 @@ def started(spec: RunSpec, trainer: RunTrainer, start_step: int, resolved: dict[
 
 def choose_device(spec: RunSpec) -> tuple[str, torch.dtype]:
     """Where and in which precision: on a CPU float32, which is exact and on most CPUs not slower."""
+    if spec.device == "cuda":
+        check_cuda()
     device = spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     is_bfloat16 = spec.dtype == "bfloat16" or (spec.dtype == "auto" and device == "cuda")
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
     return device, torch.bfloat16 if is_bfloat16 else torch.float32
+
+
+def check_cuda() -> None:
+    """The service asks only the driver whether a GPU is there; whether this PyTorch can use it is known here."""
+    if torch.cuda.is_available():
+        return
+    if torch.version.cuda is None:
+        raise TrainingError(FailureReason.INTERNAL, "The node has a GPU, and its PyTorch is built without CUDA.")
+    raise TrainingError(
+        FailureReason.INTERNAL,
+        f"PyTorch is built for CUDA {torch.version.cuda} and can use no GPU of the node: its driver may be too old.",
+    )
 
 
 def library_seed(spec: RunSpec) -> int:
