@@ -69,6 +69,21 @@ async def test_what_lies_beside_a_file_stays_as_long_as_the_file_does(db: Databa
         assert await objects.head(report) is None
 
 
+async def test_a_file_that_was_deleted_keeps_nothing_that_was_referred_to_for_it_late(
+    db: Database, tmp_path: Path
+) -> None:
+    """The registry makes a job's files again after a crash, and their user was quicker."""
+    async with open_objects(f"file://{tmp_path}/objects") as objects:
+        await db["files"].insert_one({"_id": "file-1", "object_key": KEY, "phase": "deleted"})
+        await ledger.record(db, KEY, sha256="0" * 64, num_bytes=4, org="o", project="p", reference="registering/job")
+        await ledger.refer(db, KEY, "file/file-1", is_made_later=True)
+        await db[ledger.COLLECTION].update_one(
+            {"_id": KEY}, {"$set": {"intent_until": datetime(2020, 1, 1, tzinfo=UTC)}}
+        )
+        await ledger.sweep(db, objects, older_than_s=0)
+        assert await references(db) == {"registering/job"}
+
+
 async def references(db: Database) -> set[str]:
     row = await db[ledger.COLLECTION].find_one({"_id": KEY})
     return set(row["references"]) if row else set()

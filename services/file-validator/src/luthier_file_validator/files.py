@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice, zip_longest
 
 from luthier_common.contract.events import FileValidated, Problem
+from luthier_common.kit import ledger
 from luthier_common.kit.failpoints import failpoint
 from luthier_file_validator.checker import Checker
 from luthier_file_validator.store import Store
@@ -57,7 +58,7 @@ class FileLoop:
         found = await self._checker.check(file, lease_name=lease_name, bundle=bundle, min_examples=1)
         problem = found if isinstance(found, Problem) else None
         report = crash_report(found) if isinstance(found, Problem) else found
-        key = f"{file['org']}/{file['project']}/files/{file_id}.report.json"
+        key = f"{file['org']}/{file['project']}/files/{file_id}{ledger.REPORT}"
         digest = await self._store.write_report(key, report, file, f"file/{file_id}")
         await failpoint("validator.before_verdict")
         verdict = file_verdict(report, key, digest, problem)

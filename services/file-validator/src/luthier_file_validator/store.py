@@ -77,6 +77,9 @@ class Store:
         await failpoint("validator.after_verdict")
         if stated.doc is None or stated.doc["phase"] == "deleted":
             await ledger.release(self.db, f"file/{file_id}")
+        elif fact.report_key is not None:
+            # A sweeper of the version before this one would take the report for nobody's.
+            await ledger.settle(self.db, fact.report_key, by=stated.doc["updated_at"])
         return stated
 
     async def count_fault(self, lease_name: str) -> bool:

@@ -1,6 +1,7 @@
 """MongoDB as this room sees it: its own node document, the catalogue of bases, and jobs whose model must be tried."""
 
 import re
+import secrets
 from collections.abc import Collection, Sequence
 
 from luthier_common.contract.envelope import Actor
@@ -29,7 +30,9 @@ class InferenceStore:
         made = await create(self.db, fact, self.node, blank, actor=ACTOR)
         if made.outcome is Outcome.DUPLICATE:
             also = {"slots": [], "bases": [], "adapters": [], "draining": False}
-            await advance(self.db, Kind.NODE, self.node, fact, actor=ACTOR, also=also)
+            # A live node may join again: only the op id tells a write whose answer was lost.
+            op_id = f"join/{secrets.token_hex(4)}"
+            await advance(self.db, Kind.NODE, self.node, fact, actor=ACTOR, op_id=op_id, also=also)
 
     async def renew(
         self, bases: Sequence[str], resting: Sequence[str], adapters: Sequence[str], device: str, *, is_draining: bool

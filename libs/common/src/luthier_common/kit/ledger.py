@@ -10,13 +10,15 @@ References and when they end:
 - `model/<id>`: when the model is deleted; `registering/<job>`: when it is registered, or its job left `trained`;
 - `job/<id>`: the files that a job trains on, and what its runs stored (checkpoints, series, logs). Never released by a
   job's end: a failed or stopped job may be restarted, which reads them again, and a deleted file must not take that
-  away. Released when the job is deleted.
+  away. Released when the job is deleted; for a checkpoint or artifact that no fact names, when its attempt is over.
 """
 
 import re
 from collections.abc import Collection
+from datetime import datetime
 
 from luthier_common.contract.events import DELETED
+from luthier_common.contract.lifecycle import HELD
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
@@ -26,6 +28,10 @@ SWEEP_AFTER_S = 3600.0
 INTENT = "intent/"
 SETTLE_S = 600.0
 """Between the record of an object and the thing that it was stored for, a writer may take this long."""
+REPORT = ".report.json"
+"""The report on a file lies at the file's id and this, wherever its bytes lie."""
+_OF_ATTEMPT = re.compile(r"/jobs/(?P<job>[^/]+)/a(?P<attempt>\d+)/(?:step-\d+|(?P<artifact>artifact))/$")
+"""What a run stores first and names then."""
 
 
 async def intend(db: Database, key: str, *, reference: str, within_s: float, org: str, project: str) -> None:
@@ -79,11 +85,12 @@ async def record(
 ) -> None:
     """Note an object (or a prefix, whose key ends in `/`) and its first reference, such as `file/file-1`.
 
-    A later sweep looks whether a job that is referred to is there: who was held up may come after its deletion.
+    A later sweep looks whether the job or file that is referred to is there: who was held up may come after its
+    deletion, and a run may store what it can no longer name.
     """
     noted: Doc = {"sha256": sha256, "bytes": num_bytes, "org": org, "project": project}
     looked_at: Doc = {}
-    if reference.startswith("job/"):
+    if reference.startswith(("job/", "file/")):
         looked_at["intent_until"] = {"$max": ["$intent_until", _from_now(SETTLE_S)]}
     await db[COLLECTION].update_one(
         {"_id": key},
@@ -100,6 +107,11 @@ async def record(
         upsert=True,
     )
     await failpoint("ledger.after_record")
+
+
+async def settle(db: Database, key: str, *, by: datetime) -> None:
+    """The thing that refers to what was noted by then is there, and no sweep has to look whether it is."""
+    await db[COLLECTION].update_one({"_id": key, "touched_at": {"$lte": by}}, {"$unset": {"intent_until": ""}})
 
 
 async def count_bytes(db: Database, org: str, project: str) -> int:
@@ -175,23 +187,26 @@ async def _drop_lapsed(db: Database, most: int) -> int:
     over = {"intent_until": {"$type": "date"}, "$expr": {"$lt": ["$intent_until", "$$NOW"]}}
     rows = await db[COLLECTION].find(over).limit(most).to_list(None)
     for row in rows:
-        dead = [text for text in row["references"] if not await _is_alive(db, row["_id"], text)]
-        await db[COLLECTION].update_one(
-            {"_id": row["_id"], **over},
-            {"$pull": {"references": {"$in": dead}}, "$unset": {"intent_until": ""}},
-        )
+        alive = {text: await _is_alive(db, row["_id"], text) for text in row["references"]}
+        dead = [{"$literal": text} for text, is_alive in alive.items() if is_alive is False]
+        changed: Doc = {"references": {"$setDifference": ["$references", dead]}, "intent_until": "$$REMOVE"}
+        if None in alive.values():
+            changed |= {"intent_until": _from_now(SETTLE_S), "touched_at": "$$NOW"}
+        await db[COLLECTION].update_one({"_id": row["_id"], **over}, [{"$set": changed}])
     return len(rows)
 
 
-async def _is_alive(db: Database, key: str, reference: str) -> bool:
-    """Whether the thing that an object was stored for is there and means this object."""
+async def _is_alive(db: Database, key: str, reference: str) -> bool | None:
+    """Whether the thing that an object was stored for is there and means this object; None while that is open."""
     kind, _, thing = reference.partition("/")
     at = {"$regex": f"^{re.escape(key)}"} if key.endswith("/") else key
+    of_file: Doc = {} if key.endswith(f"/{thing}{REPORT}") else {"object_key": at}
+    there: Doc = {"_id": thing, "phase": {"$ne": "deleted"}}
     places: dict[str, list[tuple[str, Doc]]] = {
-        "file": [("files", {"_id": thing, "object_key": at}), ("uploads", {"file_id": thing, "object_key": at})],
+        "file": [("files", there | of_file), ("uploads", {"file_id": thing, "object_key": at})],
         "part": [("uploads", {"parts.id": thing})],
         "job": [("jobs", {"_id": thing, DELETED: {"$ne": True}})],
-        "model": [("models", {"_id": thing, "phase": {"$ne": "deleted"}})],
+        "model": [("models", there)],
     }
     if reference.startswith(INTENT):
         return False
@@ -199,8 +214,34 @@ async def _is_alive(db: Database, key: str, reference: str) -> bool:
         return True
     for collection, query in places[kind]:
         if await db[collection].find_one(query, {"_id": 1}) is not None:
-            return True
+            stored = _OF_ATTEMPT.search(key) if kind == "job" else None
+            return await _is_named(db, key, stored) if stored and stored["job"] == thing else True
     return False
+
+
+async def _is_named(db: Database, key: str, stored: re.Match[str]) -> bool | None:
+    """Whether a fact of its job names what an attempt stored; None while one still may, or the facts are not all known.
+
+    The event list is read after the outbox: an entry leaves that only when its row is there.
+    """
+    job_id, attempt = stored["job"], int(stored["attempt"])
+    told, name = ("RunFinished", "artifact") if stored["artifact"] else ("CheckpointSaved", "blob")
+    job = await db["jobs"].find_one({"_id": job_id}, dict.fromkeys(("phase", "attempt", "seq", "outbox"), 1))
+    if job is None:
+        return False
+    of_job: Doc = {"kind": "job", "thing": job_id}
+    if any(entry["type"] == told and entry["data"][name]["key"] == key for entry in job["outbox"]):
+        return True
+    if await db["events"].find_one({**of_job, "type": told, f"body.data.{name}.key": key}, {"_id": 1}) is not None:
+        return True
+    # Slots are freed by the node that had the run, when nothing of it can be storing any more.
+    held = {"slots": {"$elemMatch": {"holder.job": job_id, "holder.attempt": attempt}}}
+    is_over = job["attempt"] > attempt or (job["attempt"] == attempt and job["phase"] not in HELD)
+    if not is_over or await db["nodes"].find_one(held, {"_id": 1}) is not None:
+        return None
+    waiting = [entry["seq"] for entry in job["outbox"]]
+    listed = await db["events"].count_documents({**of_job, "seq": {"$lte": job["seq"], "$nin": waiting}})
+    return False if listed + len(waiting) >= job["seq"] else None
 
 
 def _from_now(seconds: float) -> Doc:

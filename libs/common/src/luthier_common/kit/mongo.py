@@ -16,7 +16,7 @@ import bson  # noqa: E402
 from bson.codec_options import CodecOptions  # noqa: E402
 from bson.errors import BSONError  # noqa: E402
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase  # noqa: E402
-from pymongo import ReturnDocument, UpdateOne, errors  # noqa: E402
+from pymongo import ReturnDocument, UpdateOne, errors, timeout  # noqa: E402
 from pymongo.read_concern import ReadConcern  # noqa: E402
 from pymongo.write_concern import WriteConcern  # noqa: E402
 
@@ -62,6 +62,7 @@ _NOT_YET = frozenset({6, 7, 24, 89, 112, 134, 246, 262, 9001})
 
 
 _AUTHENTICATION_FAILED = 18
+GOODBYE_S = 1.0
 
 
 def is_outage(error: Exception) -> bool:
@@ -99,7 +100,9 @@ async def open_mongo(
             client, database, write_concern=WriteConcern(w="majority", j=True), read_concern=ReadConcern("majority")
         )
     finally:
-        client.close()
+        # It says goodbye to the server, in this thread, and would wait for a hung one for ever.
+        with timeout(GOODBYE_S):
+            client.close()
 
 
 def _client(url: str, ca_file: Path | None, timeout_s: float) -> AsyncIOMotorClient[Doc]:
