@@ -26,8 +26,8 @@ BUDGET_S = 15.0
 TRAINER_BUDGET_S = 120.0
 SERVICES = ("api", "file-validator", "scheduler", "registry", "inference")
 Death = Literal["frozen", "killed"]
-PAUSE_BUDGETS_S: dict[Death, str] = {"frozen": "40", "killed": "90"}
-"""A server that has been frozen for a minute is killed, and started again, by the stack."""
+PAUSE_BUDGETS_S: dict[Death, str] = {"frozen": "25", "killed": "90"}
+"""The stack kills a server that is frozen for 50 to 60 s, and starts it again: the trainer has to end before."""
 SLOW_ANSWERS = "inference.mid_answer=delay:0.3"
 """An answer of 200 tokens lasts for a minute."""
 
