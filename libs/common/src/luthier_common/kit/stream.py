@@ -210,9 +210,19 @@ class Writer:
             await _stop(producer)
 
 
-async def _stop(producer: AIOKafkaProducer) -> None:
-    with suppress(TimeoutError, KafkaError, OSError):
-        await asyncio.wait_for(producer.stop(), 3)
+async def _stop(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
+    """A consumer whose broker is lost ends its `stop` in the cancellation of its own fetch, with its client open."""
+    stopping = asyncio.ensure_future(client.stop())
+    try:
+        await asyncio.wait({stopping}, timeout=3)
+        if stopping.cancelled():
+            await asyncio.wait_for(client._client.close(), 3)
+        elif stopping.done():
+            await stopping
+    except (TimeoutError, KafkaError, OSError) as error:
+        log.debug("a client did not stop: %s", type(error).__name__)
+    finally:
+        stopping.cancel()
 
 
 class Reader:
@@ -240,8 +250,7 @@ class Reader:
         try:
             await asyncio.wait_for(consumer.start(), 6)
         except (TimeoutError, KafkaError, OSError) as error:
-            with suppress(TimeoutError, KafkaError, OSError):
-                await asyncio.wait_for(consumer.stop(), 3)
+            await _stop(consumer)
             raise await _silence(self._url, self._access) from error
         consumer.assign(list(offsets))
         for part, offset in offsets.items():
@@ -304,5 +313,4 @@ class Reader:
     async def close(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with suppress(TimeoutError, KafkaError, OSError):
-                await asyncio.wait_for(consumer.stop(), 3)
+            await _stop(consumer)
