@@ -1,6 +1,7 @@
 """Several api processes relay and project: each has its share of the partitions, and none is left without."""
 
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,15 +12,14 @@ from builders.journal_ground import JournalGround
 from builders.waiting import until
 from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.journal.projector import POSITIONS, Projector
-from luthier_common.journal.wake import ALL_PARTS
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.stream import Reader, ensure_topics
 
-ALL = len(ALL_PARTS)
-HALF = ALL // 2
-NUM_OF_JOBS = TOPICS[Kind.JOB].num_partitions
+ALL = {kind: topic.num_partitions for kind, topic in TOPICS.items()}
+HALF = {Kind.JOB: 2, Kind.FILE: 1, Kind.MODEL: 1}
+OTHER_HALF = {**HALF, Kind.NODE: 1}
 
 
 @pytest.fixture
@@ -29,21 +29,23 @@ async def ground(db: Database, mongo_url: str, kafka_url: str, tmp_path: Path) -
         yield ground
 
 
-async def shares(db: Database, owner: str) -> tuple[int, int]:
-    """How many partitions this process tells, and how many it projects."""
+async def shares(db: Database, owner: str) -> tuple[dict[Kind, int], dict[Kind, int]]:
+    """How many partitions of each kind this process tells, and how many it projects."""
     mine = {"owner": owner, "$expr": {"$gt": ["$until", "$$NOW"]}}
-    told = await db["leases"].count_documents(mine | {"_id": {"$regex": "^relay/"}})
-    return told, await db[POSITIONS].count_documents(mine)
+    told = [row["_id"].split("/") async for row in db["leases"].find(mine | {"_id": {"$regex": "^relay/"}})]
+    projected = [row["_id"].split("/") async for row in db[POSITIONS].find(mine)]
+    kinds = {topic.name: kind for kind, topic in TOPICS.items()}
+    return Counter(Kind(kind) for _, kind, _ in told), Counter(kinds[topic] for topic, _ in projected)
 
 
-async def until_shared(db: Database, **wanted: int) -> None:
+async def until_shared(db: Database, **wanted: dict[Kind, int]) -> None:
     async def is_shared() -> bool:
-        return all([await shares(db, owner) == (number, number) for owner, number in wanted.items()])
+        return all([await shares(db, owner) == (share, share) for owner, share in wanted.items()])
 
     await until(is_shared, within_s=30, every_s=0.1, what=f"{wanted}")
 
 
-async def test_two_processes_have_half_each_and_one_takes_over_what_the_other_held(
+async def test_two_processes_have_half_of_each_topic_and_one_takes_over_what_the_other_held(
     db: Database, ground: JournalGround
 ) -> None:
     await ground.start_journal("one")
@@ -51,11 +53,14 @@ async def test_two_processes_have_half_each_and_one_takes_over_what_the_other_he
     await ground.begin(4)
     await ground.start_journal("two")
     await ground.begin(4)
-    await until_shared(db, one=ALL - HALF, two=HALF)
-    of_jobs = {"_id": {"$regex": "^relay/job/"}}
-    for owner in ("one", "two"):
-        assert await db["leases"].count_documents(of_jobs | {"owner": owner}) == NUM_OF_JOBS // 2
+    await until_shared(db, one=OTHER_HALF, two=HALF)
     await ground.begin(4)
+    ground.signal("one", signal.SIGSTOP)
+    await ground.begin(4)
+    await until_shared(db, two=ALL)
+    ground.signal("one", signal.SIGCONT)
+    await ground.begin(4)
+    await until_shared(db, one=OTHER_HALF, two=HALF)
     await ground.stop("two", signal.SIGKILL)
     await ground.begin(4)
     await until_shared(db, one=ALL)

@@ -6,7 +6,7 @@ has seen that the log is shorter than the entry's offset.
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,15 +116,15 @@ class Projector:
             telemetry.saw_lag({})  # the leases have run out: who holds them now says it
         before = set(self._held)
         is_modest = self._modesty.is_resting(ROOM)
-        claim = (self._db, ROOM, self._owner, len(_PARTS))
+        claim = (self._db, ROOM, self._owner, [part.topic for part in _PARTS])
         share = await presence.claim_share(*claim, within_s=LEASE_S, is_modest=is_modest)
-        for part in presence.given_up(list(self._held), len(self._held) - share):  # nothing is under way here
+        for part in presence.beyond(share, {part: part.topic for part in self._held}):  # nothing is under way here
             await leases.release(self._db, self._held.pop(part).lease, collection=POSITIONS)
         mine = [held.lease for held in self._held.values()]
         is_sure = bool(mine) and await leases.renew(self._db, mine, LEASE_S, collection=POSITIONS)
-        free_for_s = 0.0 if len(self._held) < share else LEASE_S
+        wanted = share - Counter(part.topic for part in self._held)
         due = [part for part in _PARTS if not (is_sure and part in self._held)]
-        await asyncio.gather(*(self._renew_one(part, free_for_s) for part in due))
+        await asyncio.gather(*(self._renew_one(part, 0.0 if wanted[part.topic] else LEASE_S) for part in due))
         self._renewed_at_s = self._clock.monotonic_s()
         if set(self._held) != before:
             self._assigned = False

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -34,6 +34,7 @@ PATIENCE_S = 0.25
 """A send that takes longer goes on by itself: neither the other partitions nor the leases wait for it."""
 LAST_PATIENCE_S = 1.0
 FIRST_REST_S, MAX_REST_S = 0.5, 5.0
+_KINDS = [kind for kind, _ in ALL_PARTS]
 MAX_THINGS = 120
 """Found at once of one partition."""
 MAX_FACTS = 2000
@@ -141,9 +142,9 @@ class Relay:
         ]
         if not due:
             return
-        claim, is_modest = (self._db, ROOM, self._owner, len(ALL_PARTS)), self._modesty.is_resting(ROOM)
+        claim, is_modest = (self._db, ROOM, self._owner, _KINDS), self._modesty.is_resting(ROOM)
         share = await presence.claim_share(*claim, within_s=LEASE_S, is_modest=is_modest)
-        await self._give_up(len(self._held) - share)
+        await self._give_up_beyond(share)
         mine = {place: self._held[place] for place in due if place in self._held}
         if mine and await leases.renew(self._db, list(mine.values()), LEASE_S):
             kept = [place for place, lease in mine.items() if self._held.get(place) is lease]  # not left meanwhile
@@ -152,13 +153,13 @@ class Relay:
             due = [place for place in due if place not in mine]
         for place in due:
             if not self._rests.is_resting(place):
-                await self._hold(place, 0.0 if len(self._held) < share else LEASE_S)
+                num_held = sum(held[0] == place[0] for held in self._held)
+                await self._hold(place, 0.0 if num_held < share[place[0]] else LEASE_S)
 
-    async def _give_up(self, num_more: int) -> None:
-        """Let others have so many. What was sent is noted first, and so not sent twice."""
-        leaving = [place for place in self._held if place in self._leaving]
-        others = [place for place in self._held if place not in self._leaving]
-        chosen = [*leaving, *presence.given_up(others, num_more)][: max(0, num_more)]
+    async def _give_up_beyond(self, share: Counter[Kind]) -> None:
+        """Let others have the rest. What was sent is noted first, and so not sent twice."""
+        leaving_last = sorted(self._held, key=lambda place: place in self._leaving)
+        chosen = presence.beyond(share, {place: place[0] for place in leaving_last})
         self._leaving = {place for place in chosen if place in self.under_way}
         given = {place: self._held.pop(place) for place in chosen if place not in self._leaving}
         for place in given:

@@ -1,11 +1,13 @@
 """Which rooms are there, by what they write in database time. For `/readyz` and people, and a hint for fair shares."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
 from luthier_common.kit.mongo import Database, Doc
 
 Thing = TypeVar("Thing")
+Sort = TypeVar("Sort", bound=Hashable)
 COLLECTION = "presence"
 MODEST_S = 60.0
 MOST_MODEST_S = 600.0
@@ -29,24 +31,31 @@ async def troubles(db: Database, room: str, *, within_s: float = 15.0) -> list[s
 
 
 async def claim_share(
-    db: Database, room: str, instance: str, num_things: int, *, within_s: float, is_modest: bool
-) -> int:
-    """Announce, and say how many of `num_things` fall to this one of the instances that did so within `within_s`.
+    db: Database, room: str, instance: str, sorts: Sequence[Sort], *, within_s: float, is_modest: bool
+) -> Counter[Sort]:
+    """Announce, and say how many of each sort fall to this one of the instances that did so within `within_s`.
 
-    A modest one does not announce itself, and leaves all to the others where there are any.
+    `sorts` names the sort of each thing there is: all instances have equally many, and equally many of each sort, give
+    or take one. A modest one does not announce itself, and leaves all to the others where there are any.
     """
     await (leave if is_modest else announce)(db, room, instance)
     present = sorted([row["_id"] async for row in db[COLLECTION].find(_fresh(room, within_s), {"_id": 1})])
     mine = f"{room}/{instance}"
     if mine not in present:
-        return 0 if is_modest and present else num_things
-    each, num_left = divmod(num_things, len(present))
-    return each + (present.index(mine) < num_left)
+        return Counter() if is_modest and present else Counter(sorts)
+    return Counter(sorts[present.index(mine) :: len(present)])
 
 
-def given_up(held: Sequence[Thing], num_more: int) -> list[Thing]:
-    """So many of what is held, every other one first: who takes them has a share of each kind."""
-    return [*held[::2], *held[1::2]][: max(0, num_more)]
+def beyond(share: Mapping[Sort, int], held: Mapping[Thing, Sort]) -> list[Thing]:
+    """What of `held`, which names the sort of each thing, is more than the share of its sort: the last ones."""
+    num_kept = Counter[Sort]()
+    more = []
+    for thing, sort in held.items():
+        if num_kept[sort] < share.get(sort, 0):
+            num_kept[sort] += 1
+        else:
+            more.append(thing)
+    return more
 
 
 async def leave(db: Database, room: str, instance: str) -> None:
