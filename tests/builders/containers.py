@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ _LISTENS = ("LUTHIER_PORT", "LUTHIER_INFERENCE_PORT", "LUTHIER_HEALTH_PORT")
 _PROBE = ("-m", "luthier_common.kit.probe")
 
 
-class Container:
+class Container(ABC):
     """One service of the compose file. Its home, and what it logs, lie in a folder of the test."""
 
     given: ClassVar[dict[str, str]] = {"LUTHIER_HEALTH_PORT": image_env()["LUTHIER_HEALTH_PORT"]}
@@ -78,8 +79,8 @@ class Container:
                 stderr=log,
             )
 
-    def command(self) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self) -> list[str]: ...
 
     def process_env(self) -> dict[str, str] | None:
         """None: that of the test."""
@@ -90,9 +91,9 @@ class Container:
         assert self._process is not None
         return await asyncio.wait_for(self._process.wait(), within_s)
 
+    @abstractmethod
     async def stop(self) -> int:
         """What `docker stop` does: SIGTERM, and after the grace period SIGKILL. The exit status."""
-        raise NotImplementedError
 
     @property
     def grace_s(self) -> float:
@@ -103,8 +104,8 @@ class Container:
             await self.kill()
             await self._process.wait()
 
-    async def kill(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def kill(self) -> None: ...
 
     async def is_well(self, *question: str) -> bool:
         """The image's own health check, or with `readyz` its sharper sister."""
@@ -112,8 +113,8 @@ class Container:
         assert self._process.returncode is None, f"{self.name} ended: {self.log}"
         return await _run(*self.probe(), *question, env=self.process_env()) == 0
 
-    def probe(self) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def probe(self) -> list[str]: ...
 
     @property
     def log(self) -> str:

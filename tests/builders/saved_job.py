@@ -13,7 +13,7 @@ from luthier_common.journal.notes import flags
 from luthier_common.journal.relay import envelope_of
 from luthier_common.journal.rows import event_row
 from luthier_trainer.checkpoints import ADAPTER_FILES, STATE_FILES, seal, staged
-from luthier_trainer.domain import Assignment, assignment_of, claims_of
+from luthier_trainer.domain import Assignment
 from luthier_trainer.insisting import Insist
 from luthier_trainer.preparation import Preparation
 from luthier_trainer.protocol import RunSpec
@@ -31,10 +31,7 @@ class Saved:
         return f"org-default/proj-default/jobs/{job_id or self.story.id}/a{attempt}/step-{step}/"
 
     async def run(self) -> Assignment:
-        node = await self.world.db["nodes"].find_one({"_id": NODE})
-        assert node is not None
-        (claim,) = claims_of(node["slots"])
-        return assignment_of(claim, await self.story.doc())
+        return await self.world.run_of(self.story)
 
     async def upload(self, step: int, attempt: int = 1, job_id: str | None = None) -> f.CheckpointSaved:
         """Bytes that belong to this step, attempt and job, whole, below the prefix of this job."""

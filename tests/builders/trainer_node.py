@@ -16,6 +16,7 @@ from luthier_common.contract import events as f
 from luthier_common.journal.advance import create
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.objects import ObjectStore, open_objects
+from luthier_trainer.domain import Assignment, assignment_of, claims_of
 from luthier_trainer.executor import LocalExecutor
 from luthier_trainer.settings import TrainerSettings
 from luthier_trainer.store import Store
@@ -100,6 +101,22 @@ class World(NamedTuple):
             )
         )
         assert done.applied, done.outcome
+
+    async def placed_job(self, store: Store | None = None, **asked: Any) -> JobStory:
+        """A job on the first slot of this node, which has joined and renewed."""
+        store = store or self.store()
+        await self.join(store)
+        await store.renew()
+        story = await self.job(**asked)
+        await self.place(story)
+        return story
+
+    async def run_of(self, story: JobStory) -> Assignment:
+        """The run of this job, as its node sees it."""
+        node = await self.db["nodes"].find_one({"_id": NODE})
+        assert node is not None
+        [claim] = [claim for claim in claims_of(node["slots"]) if claim.job_id == story.id]
+        return assignment_of(claim, await story.doc())
 
     async def claim(self, job_id: str, attempt: int, slot: int = 0, token: str = "c") -> None:
         holder = {"job": job_id, "attempt": attempt, "claim": token, "claimed_at": "$$NOW"}

@@ -21,7 +21,7 @@ async def test_a_reader_whose_broker_is_gone_is_closed_like_any_other(tmp_path: 
             await reader.read(wait_ms=200)
         await stack.stop_service("tansu")
         for reader in readers:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # they close at various instants of the driver's loop: at some a fetch waits
             await reader.close()
         left = [task for task in asyncio.all_tasks() if "aiokafka" in repr(task)]
     assert not left

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from builders.jobs import JobStory
-from builders.trainer_node import NODE, World
+from builders.trainer_node import World
 from builders.waiting import until
 from luthier_common.kit import ledger
 from luthier_trainer.checkpoints import ADAPTER_FILES, STATE_FILES, seal, staged
-from luthier_trainer.domain import assignment_of, claims_of
 from luthier_trainer.insisting import Insist
 from luthier_trainer.protocol import CheckpointWritten, Progress, Started
 from luthier_trainer.telling import Teller
@@ -20,19 +19,12 @@ EPOCH_END = 3
 
 @pytest.fixture
 async def story(world: World) -> JobStory:
-    store = world.store()
-    await world.join(store)
-    await store.renew()
-    made = await world.job(validation_file=None)
-    await world.place(made)
-    return made
+    return await world.placed_job(validation_file=None)
 
 
 @pytest.fixture
 async def teller(world: World, story: JobStory, tmp_path: Path) -> Teller:
-    node = await world.db["nodes"].find_one({"_id": NODE})
-    assert node is not None
-    run = assignment_of(claims_of(node["slots"])[0], await story.doc())
+    run = await world.run_of(story)
     (tmp_path / "run").mkdir()
     return Teller(run, world.store(), world.objects, Insist(5.0), tmp_path / "run", every_s=0.1)
 

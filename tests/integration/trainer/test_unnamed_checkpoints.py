@@ -7,12 +7,12 @@ from typing import NamedTuple
 import pytest
 
 from builders.jobs import JobStory
-from builders.trainer_node import NODE, World
+from builders.trainer_node import World
 from luthier_common.contract import events as f
 from luthier_common.kit import ledger
 from luthier_common.kit.failpoints import FailPointError, configure_failpoints
 from luthier_trainer.checkpoints import ADAPTER_FILES, STATE_FILES, seal, staged
-from luthier_trainer.domain import Assignment, assignment_of, claims_of
+from luthier_trainer.domain import Assignment
 from luthier_trainer.insisting import Insist
 from luthier_trainer.store import Store
 from luthier_trainer.transfers import upload_directory
@@ -62,14 +62,8 @@ class Saving(NamedTuple):
 @pytest.fixture
 async def saving(world: World) -> Saving:
     store = world.store()
-    await world.join(store)
-    await store.renew()
-    story = await world.job(validation_file=None)
-    await world.place(story)
-    await story.started()
-    node = await world.db["nodes"].find_one({"_id": NODE})
-    assert node is not None
-    return Saving(world, store, story, assignment_of(claims_of(node["slots"])[0], await story.doc()))
+    story = await (await world.placed_job(store, validation_file=None)).started()
+    return Saving(world, store, story, await world.run_of(story))
 
 
 @pytest.mark.parametrize("name", ["step-1", "artifact"])

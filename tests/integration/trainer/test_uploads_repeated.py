@@ -9,7 +9,6 @@ from builders.refusing_store import RefusingStore
 from builders.trainer_node import World
 from luthier_common.kit.objects import ObjectStoreUnavailableError, Stored
 from luthier_trainer.checkpoints import ADAPTER_FILES, MANIFEST_FILE, STATE_FILES, seal, staged
-from luthier_trainer.domain import assignment_of, claims_of
 from luthier_trainer.insisting import Insist
 from luthier_trainer.transfers import upload_directory
 
@@ -30,11 +29,8 @@ class FailsOnce(RefusingStore):
 
 async def test_only_the_file_that_failed_is_sent_again(world: World, tmp_path: Path) -> None:
     store = world.store()
-    await world.join(store)
-    story = await world.job(validation_file=None)
-    await world.place(story)
-    slots, _ = await store.read_slots() or ([], None)
-    run = assignment_of(claims_of(slots)[0], await story.doc())
+    story = await world.placed_job(store, validation_file=None)
+    run = await world.run_of(story)
     with staged(tmp_path / "step-1") as staging:
         for name in (*ADAPTER_FILES, *STATE_FILES):
             (staging / name).write_text(name)

@@ -30,7 +30,7 @@ STRICT_HEADER = "x-luthier-strict"
 KEY_HEADERS = (b"x-api-key", b"api-key")
 MAX_END_USER = 256
 _ID = "request_id"
-_ids = random.Random(random.SystemRandom().getrandbits(256))
+_ids = random.Random()
 """Ids name requests and guard nothing: asking the kernel for each would let go of the interpreter's lock each time."""
 _duration = meter().create_histogram("http.server.request.duration", "s", "How long requests took, to their last byte")
 

@@ -14,7 +14,7 @@ from luthier_registry.bundle import BundleExistsError, BundleManifest
 from luthier_registry.errors import BaseImportError
 from luthier_registry.gguf_import import import_gguf
 from luthier_registry.hf_import import import_directory
-from luthier_registry.sources import SourceKind, kind_of, read_from
+from luthier_registry.sources import SourceKind, errors_told, kind_of
 
 PR_SET_PDEATHSIG = 1
 
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.parent_pid is not None and not _die_with(options.parent_pid):
         return 1
     try:
-        with read_from(options.source):
+        with errors_told(options.source):
             manifest = import_base(options.source, options.out_dir, options.name or options.source.name)
     except (BaseImportError, BundleExistsError) as error:
         sys.stderr.write(f"{error.code}: {' '.join(str(error).split())}\n")

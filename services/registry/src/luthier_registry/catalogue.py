@@ -21,7 +21,7 @@ from luthier_registry.default_base import SMOLLM2_NAME, find_smollm2_gguf
 from luthier_registry.domain import aliases_of
 from luthier_registry.errors import BaseImportError
 from luthier_registry.settings import RegistrySettings
-from luthier_registry.sources import Source, SourceKind, identity_of, kind_of, look_at, read_from
+from luthier_registry.sources import Source, SourceKind, errors_told, identity_of, kind_of, look_at
 from luthier_registry.store import Store
 
 log = logging.getLogger(__name__)
@@ -119,12 +119,12 @@ class Catalogue:
 
     async def _publish(self, source: Source, bundle: Path) -> None:
         """Upload a bundle (its manifest last), note it in the ledger, then name it in the catalogue."""
-        with read_from(bundle):
+        with errors_told(bundle):
             manifest = _read_manifest(bundle)
             digest = await asyncio.to_thread(file_sha256, bundle / MANIFEST_FILE)
         key = f"bases/{digest}/"
         if await self._objects.head(key + MANIFEST_FILE) is None:
-            with read_from(bundle):
+            with errors_told(bundle):
                 damaged = await asyncio.to_thread(damaged_files, bundle, manifest)
             if damaged:
                 raise BaseImportError("bundle_damaged", f"{damaged[0]} is not as {MANIFEST_FILE} says")

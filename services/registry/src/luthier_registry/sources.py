@@ -46,7 +46,7 @@ def look_at(name: str, path: Path) -> Source:
 
 def kind_of(path: Path) -> SourceKind:
     """What a path is; `BaseImportError` for anything that no base is made of."""
-    with read_from(path):
+    with errors_told(path):
         if (path / MANIFEST_FILE).is_file():
             return SourceKind.BUNDLE
         if (path / CONFIG_FILE).is_file():
@@ -62,15 +62,15 @@ def kind_of(path: Path) -> SourceKind:
 
 def identity_of(path: Path, kind: SourceKind) -> tuple[str, str]:
     """Revision and converter: the same pair is the same base. Reads every byte."""
-    with read_from(path):
+    with errors_told(path):
         if kind is SourceKind.GGUF:
             return file_sha256(path), CONVERTER
         return source_of(path, hash_files(path, list_files(path))).sha256, HF_CONVERTER
 
 
 @contextmanager
-def read_from(path: Path) -> Iterator[None]:
-    """What the system says while a source is read becomes a `BaseImportError` that names the file."""
+def errors_told(path: Path) -> Iterator[None]:
+    """What the system refuses while a base is made of `path` becomes a `BaseImportError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -78,7 +78,5 @@ def read_from(path: Path) -> Iterator[None]:
 
 
 def _said(error: OSError, path: Path) -> str:
-    told = f"{error.strerror}: {error.filename or path}"
-    if isinstance(error, PermissionError):
-        return f"{told} (user {os.geteuid()} may not read it)"
-    return told
+    told = f"{error.strerror}: {error.filename or f'at work on {path}'}"
+    return f"{told} (as user {os.geteuid()})" if isinstance(error, PermissionError) else told
