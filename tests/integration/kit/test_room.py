@@ -176,6 +176,29 @@ run_room("api", main)
     assert any(line["message"].startswith("closing bad: TimeoutError") for line in lines)
 
 
+def test_a_client_that_lets_a_cancellation_out_keeps_no_other_from_being_closed() -> None:
+    process = _start(
+        """
+@asynccontextmanager
+async def careless():
+    yield
+    task = asyncio.create_task(asyncio.sleep(3600))
+    task.cancel()
+    await task
+async def main(room):
+    await room.enter("good", client("good"))
+    await room.enter("bad", careless())
+    say("up")
+    await room.until_stopped()
+run_room("api", main)
+"""
+    )
+    _wait_for(process, "up")
+    _, out, lines = _end(process)
+    assert (process.returncode, out) == (0, "closed good\n")
+    assert [line["message"] for line in lines] == ["stopping", "closing bad: CancelledError: ", "stopped"]
+
+
 @pytest.mark.parametrize(
     "stuck",
     [

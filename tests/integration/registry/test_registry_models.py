@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.builders.jobs import JobStory
+from tests.builders.jobs import ACTOR, JobStory
 
 from luthier_common.contract import events as f
 from luthier_common.contract.envelope import Actor
-from luthier_common.journal.advance import create
+from luthier_common.contract.topics import Kind
+from luthier_common.journal.advance import advance, create
 from luthier_common.kit import ledger
 from luthier_common.kit.failpoints import FailPointError
 from luthier_common.kit.mongo import Database, Doc
@@ -97,6 +98,30 @@ async def test_weights_of_a_job_that_was_cancelled_at_the_last_moment_are_not_ke
     await registry.look()
     assert await db["files"].count_documents({"phase": "processed"}) == 1
     assert [row["references"] async for row in db[ledger.COLLECTION].find({"_id": {"$regex": "/models/"}})] == [[]]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["goes on", "is cancelled"])
+@pytest.mark.parametrize("fault", ["ledger.after_refer", "registry.mid_weights"])
+async def test_weights_of_a_model_deleted_before_its_job_succeeded_are_not_kept(
+    db: Database, objects: ObjectStore, make_registry: Make, train: Make, faults: Make, fault: str, is_cancelled: bool
+) -> None:
+    job = await train()
+    registry = make_registry()
+    await registry.look()
+    await job.tell(VERIFIED, op_id="1/verify")
+    faults(f"{fault}=raise*1")
+    with pytest.raises(FailPointError):
+        await registry.look()
+    model = await only_model(db)
+    assert (await advance(db, Kind.MODEL, model["_id"], f.ModelDeleted(), actor=ACTOR)).applied
+    if is_cancelled:
+        assert (await job.tell(f.JobCancelled())).applied
+    await registry.look()
+    over = [{"$set": {"intent_until": {"$subtract": ["$$NOW", 1]}}}]
+    await db[ledger.COLLECTION].update_many({"intent_until": {"$type": "date"}}, over)
+    await ledger.sweep(db, objects, older_than_s=-1)
+    assert await db["files"].count_documents({"filename": {"$regex": "adapter"}, "phase": "processed"}) == 0
+    assert [info.key async for info in objects.list(model["blob"]["key"])] == []
 
 
 async def test_a_model_has_the_short_names_that_some_clients_call(

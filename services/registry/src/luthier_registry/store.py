@@ -92,7 +92,7 @@ class Store:
         owned = {name: model[name] for name in ("org", "project", "owner")} | {"end_user": model.get("end_user")}
         weights = model.get("weights_files") or ()
         for file in weights:
-            await ledger.refer(self.db, model["blob"]["key"], f"file/{file['id']}")
+            await ledger.refer(self.db, model["blob"]["key"], f"file/{file['id']}", is_made_later=True)
             fact = FileGenerated(
                 filename=f"{model['_id']}/{file['name']}", bytes=file["bytes"], sha256=file["sha256"],
                 purpose=RESULT_PURPOSE, object_key=model["blob"]["key"] + file["name"], job_id=model["job"],
@@ -117,9 +117,10 @@ class Store:
         )
 
     async def release_deleted_models(self) -> None:
-        """Let go of the objects of models that were deleted, by whomever."""
+        """Let go of the objects and weights files of models that were deleted, by whomever."""
         query = {"phase": "deleted", "released": False}  # as the index of those that are left says it
-        async for model in self.db["models"].find(query, {"_id": 1}):
+        async for model in self.db["models"].find(query, {"weights_files": 1}):
+            await self.drop_weights_files(model)
             await ledger.release(self.db, f"model/{model['_id']}")
             await failpoint("registry.mid_release")
             await self.db["models"].update_one({"_id": model["_id"]}, {"$set": {"released": True}})

@@ -45,6 +45,9 @@ class Child(Protocol):
 
     def kill(self) -> None: ...
 
+    @property
+    def has_ended(self) -> bool: ...
+
     async def wait(self) -> int:
         """Its exit code, once it is reaped; negative: the signal that ended it."""
         ...
@@ -131,9 +134,13 @@ class LocalChild:
         """Its whole group; once more after its end, for what it left behind, and never again: ids are reused."""
         if self._is_swept:
             return
-        self._is_swept = self._process.returncode is not None
+        self._is_swept = self.has_ended
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.returncode is not None
 
     async def wait(self) -> int:
         return await self._process.wait()

@@ -238,6 +238,8 @@ class Run:
             self._killing = loop.call_later(self._settings.pause_budget_s, self._kill_overdue, child)
 
     def _kill_overdue(self, child: Child) -> None:
+        if child.has_ended:
+            return
         log.warning("the child did not end within %g s; it is killed", self._settings.pause_budget_s)
         self._is_overdue = True
         child.kill()

@@ -146,7 +146,7 @@ class Room:
             try:
                 async with asyncio.timeout(min(CLOSE_LIMIT_S, left_s)):
                     await stack.aclose()
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:  # a driver may let its own cancellations out
                 _log.warning("closing %s: %s: %s", name, type(error).__name__, error)
 
     def _ended(self, task: asyncio.Task[object]) -> None:
