@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 SECONDS ?= 60
 SEED ?=
 CHILD ?= stub
+OBJECTS ?= file
 
 .PHONY: help setup demo up test unit chaos proof lint format docs bench clean
 
@@ -30,8 +31,8 @@ test: setup ## all tests: unit, contract, integration, end to end (PYTEST_ARGS a
 unit: setup ## only the tests that need no server
 	@$(BIN)/python -m pytest tests/unit tests/contract $(PYTEST_ARGS)
 
-chaos: setup ## hurt a whole stack by a seeded plan, then hold the invariants (SECONDS=60 SEED=n CHILD=stub|real)
-	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds $(SECONDS) --child $(CHILD) $(if $(SEED),--seed $(SEED))
+chaos: setup ## hurt a whole stack by a seeded plan, then hold the invariants (SECONDS=60 SEED=n CHILD=stub|real OBJECTS=file|s3)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds $(SECONDS) --child $(CHILD) --objects $(OBJECTS) $(if $(SEED),--seed $(SEED))
 
 proof: setup ## the whole programme that shows the promises, at full size, then half an hour of chaos: takes hours
 	@LUTHIER_PROOF=full LUTHIER_STRICT_SKIPS=1 $(BIN)/python -m pytest tests/proof $(PYTEST_ARGS)

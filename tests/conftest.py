@@ -9,13 +9,14 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from pymongo import AsyncMongoClient
 from xdist.scheduler import LoadScopeScheduling
 
 from builders.real_kafka import NEEDS_REAL, real_script
+from builders.real_s3 import RealS3
 from builders.scale import FULL
 from luthier_stack.logs import tail
 from luthier_stack.part import tied_to_this_process
@@ -27,15 +28,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 EXPECTED_SKIPS = ("needs a GPU",) if FULL else (NEEDS_REAL, "needs a GPU", "needs a released version")
 START_TIMEOUT_S = 120.0
 KAFKA_CONTROLLER_OFFSET = 100
-
-
-class RealS3(NamedTuple):
-    """An S3 server that checks signatures."""
-
-    endpoint_url: str
-    access_key: str = "test"
-    secret_key: str = "test-secret"
-    region: str = "us-east-1"
 
 
 @pytest.fixture(scope="session")

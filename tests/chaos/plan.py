@@ -14,6 +14,7 @@ TRAINERS = ("trainer", "trainer-2")
 CHILD = "child"
 MONGOD = "mongod"
 BROKER = "tansu"
+S3 = "s3"
 DISKS = ("runs", "objects")
 SPACING_S = 4.0
 LEASE_TTL_S = 4.0
@@ -54,6 +55,12 @@ SHARES = (
     Share(Kind.LONG_STOP, TRAINERS, 12),
     Share(Kind.FILL_DISK, DISKS, 14),
 )
+S3_SHARES = (
+    Share(Kind.KILL, (S3,), 16),
+    Share(Kind.SHORT_STOP, (S3,), 6),
+    Share(Kind.LONG_STOP, (S3,), 6),
+)
+"""Beside the others, where objects lie in a server."""
 HOLD_S = {Kind.SHORT_STOP: SHORT_STOP_S, Kind.LONG_STOP: LONG_STOP_S, Kind.FILL_DISK: FULL_FOR_S}
 
 
@@ -71,11 +78,12 @@ class Fault:
         return f"{self.at_s:7.1f} s  {self.kind} {self.victim}{held}"
 
 
-def make_plan(seed: int, seconds: float) -> list[Fault]:
+def make_plan(seed: int, seconds: float, *, with_s3: bool = False) -> list[Fault]:
     """At least one fault of each share, spread over the time in a random order."""
     rng = random.Random(seed)
+    shares = SHARES + S3_SHARES if with_s3 else SHARES
     wanted = max(1, round(seconds / SPACING_S))
-    deeds = list(chain.from_iterable(_deeds(share, wanted, rng) for share in SHARES))
+    deeds = list(chain.from_iterable(_deeds(share, wanted, rng) for share in shares))
     rng.shuffle(deeds)
     spacing_s = seconds / len(deeds)
     return [

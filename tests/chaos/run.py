@@ -1,4 +1,4 @@
-"""The chaos run: `make chaos [SECONDS=n] [SEED=n]`. The whole embedded stack under faults, then every invariant.
+"""The chaos run: `make chaos [SECONDS=n] [SEED=n]`. The whole stack under faults, then every invariant.
 
 `python -m chaos.run --seconds 60 --seed 7`; the plan follows from the seed alone. Status 1 when anything is broken.
 """
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,22 @@ from openai import AsyncOpenAI
 
 from builders.bases import make_tiny_base, write_chat_file
 from builders.leftovers import stray_processes
+from builders.real_s3 import supervised_s3
 from builders.rivals import SECOND_HOME, rivals_of
 from builders.stub_trainer import set_pace
 from builders.whole_stack import broken_in_the_end
 from builders.workshop import TINY, stack_settings, wait_ready
 from chaos.disks import OBJECTS_MIB, RUNS_MIB, DiskRefusedError, SmallDisk
-from chaos.plan import LEASE_TTL_S, Fault, Kind, make_plan
+from chaos.plan import LEASE_TTL_S, S3, Fault, Kind, make_plan
 from chaos.report import Report, alarms_in, errors_in, unproven
-from chaos.saboteur import Saboteur
+from chaos.saboteur import Process, Saboteur
 from chaos.users import Users, broken_promises
 from chaos.watch import Watch, recoveries
 from luthier_common.contract.topics import COLLECTIONS
 from luthier_common.kit.mongo import OUTAGES, Database, open_mongo
-from luthier_stack.part import Part
 from luthier_stack.stack import Stack
 
+BUCKET = "luthier"
 SETTLE_S = 60.0
 FIRST_RUN_S = 30.0
 RECOVERY_S = 20.0
@@ -50,7 +51,7 @@ class Chaos:
     def __init__(
         self,
         stack: Stack,
-        rivals: dict[str, Part],
+        others: Mapping[str, Process],
         db: Database,
         plan: list[Fault],
         disks: dict[str, SmallDisk],
@@ -60,7 +61,7 @@ class Chaos:
         self._db = db
         self._plan = plan
         self._users = users
-        self._saboteur = Saboteur(stack, rivals, disks)
+        self._saboteur = Saboteur(stack, others, disks)
         self._watch = Watch(stack.api_url, db)
         self._has_disks = bool(disks)
         self._backlog_s = 0.0
@@ -143,15 +144,21 @@ def _faults_of(**tasks: asyncio.Task[None]) -> list[str]:
 
 
 async def chaos_run(
-    seed: int, seconds: float, home: Path, *, real_child: bool = False, num_users: int = 5, require_disk: bool = False
+    seed: int,
+    seconds: float,
+    home: Path,
+    *,
+    real_child: bool = False,
+    with_s3: bool = False,
+    num_users: int = 5,
+    require_disk: bool = False,
 ) -> Report:
     """Start everything below `home`, hurt it, let it settle, look at it, stop it."""
-    plan = make_plan(seed, seconds)
+    plan = make_plan(seed, seconds, with_s3=with_s3)
     base = make_tiny_base(home / "base" / TINY, name=TINY)
     rows = write_chat_file(home / "rows.jsonl", 24)
     stack_home = home / "stack"
-    async with _disks(stack_home) as (disks, refusal):
-        objects = (stack_home / "disk" / "objects").as_uri()
+    async with _disks(stack_home) as (disks, refusal), _objects(home, with_s3) as (objects, s3):
         (stack_home / "tmp").mkdir(parents=True, exist_ok=True)
         more = {
             "LUTHIER_LEASE_TTL_S": f"{LEASE_TTL_S:g}",
@@ -167,7 +174,8 @@ async def chaos_run(
         set_pace(stack_home, steps_per_s=8, load_s=0.5, save_s=0.1)
         async with Stack(settings) as stack, rivals_of(stack) as rivals:
             await wait_ready(stack)
-            report = await _run_over(stack, rivals, plan, disks, seed, seconds, rows, num_users, real_child)
+            others = rivals | s3
+            report = await _run_over(stack, others, plan, disks, seed, seconds, rows, num_users, real_child)
         logs = [stack_home / "logs", stack_home / SECOND_HOME / "logs"]
         alarms = [alarm for folder in logs for alarm in alarms_in(folder)]
         report.findings = [*report.findings, *alarms, *stray_processes(stack_home, None)]
@@ -180,7 +188,7 @@ async def chaos_run(
 
 async def _run_over(
     stack: Stack,
-    rivals: dict[str, Part],
+    others: Mapping[str, Process],
     plan: list[Fault],
     disks: dict[str, SmallDisk],
     seed: int,
@@ -194,7 +202,7 @@ async def _run_over(
         AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=stack.admin_key) as client,
     ):
         users = Users(client, rows, seed=seed, count=num_users, slowness=2.0 if real_child else 1.0)
-        return await Chaos(stack, rivals, db, plan, disks, users).run(seed, seconds, [])
+        return await Chaos(stack, others, db, plan, disks, users).run(seed, seconds, [])
 
 
 @asynccontextmanager
@@ -215,6 +223,19 @@ async def _disks(home: Path) -> AsyncIterator[tuple[dict[str, SmallDisk], str | 
             await disk.unmount()
 
 
+@asynccontextmanager
+async def _objects(home: Path, with_s3: bool) -> AsyncIterator[tuple[str, dict[str, Process]]]:
+    """Where objects are stored, on the disk that is filled; with the server, where they are in one."""
+    folder = home / "stack" / "disk" / "objects"
+    if not with_s3:
+        yield folder.as_uri(), {}
+        return
+    async with supervised_s3(home / "s3", folder) as (server, process):
+        os.environ.update(server.env)
+        await server.make_bucket(BUCKET)
+        yield f"s3://{BUCKET}", {S3: process}
+
+
 async def _until_terminated(run: Coroutine[Any, Any, Report]) -> Report:
     """SIGTERM ends the run in order: disks are unmounted, processes are stopped."""
     task = asyncio.ensure_future(run)
@@ -227,13 +248,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time; it is printed")
     parser.add_argument("--child", choices=("stub", "real"), default=os.environ.get("CHILD", "stub"))
+    parser.add_argument("--objects", choices=("file", "s3"), default="file", help="s3: in a real server, hurt too")
     parser.add_argument("--require-disk", action="store_true", help="fail where no small disk can be mounted")
     parser.add_argument("--home", type=Path, default=None, help="kept afterwards; default: removed when all is well")
     asked = parser.parse_args()
     seed = asked.seed if asked.seed is not None else int.from_bytes(os.urandom(3), "big")
-    print(f"seed {seed}, {asked.seconds:g} s; the plan:", *make_plan(seed, asked.seconds), sep="\n", flush=True)
+    with_s3 = asked.objects == "s3"
+    plan = make_plan(seed, asked.seconds, with_s3=with_s3)
+    print(f"seed {seed}, {asked.seconds:g} s; the plan:", *plan, sep="\n", flush=True)
     home = asked.home or Path(tempfile.mkdtemp(prefix="luthier-chaos-"))
-    run = chaos_run(seed, asked.seconds, home, real_child=asked.child == "real", require_disk=asked.require_disk)
+    is_real = asked.child == "real"
+    run = chaos_run(seed, asked.seconds, home, real_child=is_real, with_s3=with_s3, require_disk=asked.require_disk)
     report = asyncio.run(_until_terminated(run))
     print(*report.lines(), sep="\n")
     if report.findings:

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from builders.rivals import SECOND_HOME
 from chaos.disks import SmallDisk
 from chaos.plan import CHILD, TRAINERS, Fault, Kind
 from luthier_stack.errors import PartFailedError
-from luthier_stack.part import Part
 from luthier_stack.stack import Stack
 from luthier_trainer.workplace import PID_FILE
 
@@ -31,10 +31,21 @@ class Done:
     until: float
 
 
+class Process(Protocol):
+    """One that is started again when it dies."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    def kill(self, number: signal.Signals) -> None: ...
+
+
 class Saboteur:
-    def __init__(self, stack: Stack, rivals: Mapping[str, Part], disks: Mapping[str, SmallDisk]) -> None:
+    """Knows the parts of the stack, and others beside it by name."""
+
+    def __init__(self, stack: Stack, others: Mapping[str, Process], disks: Mapping[str, SmallDisk]) -> None:
         self._stack = stack
-        self._rivals = rivals
+        self._others = others
         self._homes = dict(zip(TRAINERS, (stack.home, stack.home / SECOND_HOME), strict=True))
         self._disks = disks
         self.done: list[Done] = []
@@ -86,8 +97,8 @@ class Saboteur:
         try:
             if fault.victim == CHILD:
                 os.kill(pid, number)
-            elif fault.victim in self._rivals:
-                self._rivals[fault.victim].kill(number)
+            elif fault.victim in self._others:
+                self._others[fault.victim].kill(number)
             else:
                 self._stack.kill(fault.victim, number)
         except (ProcessLookupError, PartFailedError):
@@ -102,8 +113,8 @@ class Saboteur:
         """Its process, which may have to come back first."""
         if victim == CHILD:
             return await self._found(lambda: self._child(*self._homes))
-        if victim in self._rivals:
-            return await self._found(lambda: self._rivals[victim].pid)
+        if victim in self._others:
+            return await self._found(lambda: self._others[victim].pid)
         return await self._found(lambda: self._stack.processes[victim])
 
     async def _found(self, look: Callable[[], int | None]) -> int | None:

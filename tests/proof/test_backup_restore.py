@@ -6,9 +6,12 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
+from openai import AsyncOpenAI, PermissionDeniedError
 
 from builders.bases import make_tiny_base, write_chat_file
+from builders.kept import all_kept, constant, differing
 from builders.stub_trainer import set_pace
 from builders.waiting import until
 from builders.workshop import TINY, Workshop, stack_settings, wait_ready, workshop_of
@@ -47,6 +50,16 @@ async def sources(stack: Stack) -> AsyncIterator[tuple[str, str]]:
     await reader.close()
 
 
+async def a_key_of_a_project(stack: Stack) -> str:
+    """Of a new project; it may see jobs there, and no more."""
+    headers = {"authorization": f"Bearer {stack.admin_key}"}
+    async with httpx.AsyncClient(base_url=f"{stack.api_url}/v1/organization", headers=headers) as http:
+        project = (await http.post("/projects", json={"name": "Violins"})).json()["id"]
+        asked = {"name": "reader", "scopes": ["fine-tuning:read"]}
+        answer = await http.post(f"/projects/{project}/api_keys", json=asked)
+    return str(answer.json()["value"])
+
+
 async def is_crawling(workshop: Workshop, job_id: str) -> bool:
     job = await workshop.doc(job_id)
     return job["phase"] == "training" and job.get("checkpoint") is not None
@@ -66,7 +79,19 @@ async def test_all_is_there_after_dump_wipe_and_restore(tmp_path: Path) -> None:
             running = (await workshop.create(rows, num_epochs=4, suffix="running")).id
             await until(lambda: is_crawling(workshop, running), within_s=60, every_s=0.005, what="a checkpoint")
             set_pace(home, steps_per_s=CRAWL)
+            reader = await a_key_of_a_project(stack)
+            before = await all_kept(stack)
             assert "objects of" in await admin(stack, "backup", "create", str(backup))
+            wanted = constant(before, await all_kept(stack))
+            assert {name for name, _ in wanted} >= {
+                "jobs",
+                "files",
+                "models",
+                "events",
+                "api_keys",
+                "audit_log",
+                "bytes",
+            }
             assert await workshop.phase(running) == "training"
         key = stack.admin_key
     new_home.mkdir()
@@ -77,9 +102,14 @@ async def test_all_is_there_after_dump_wipe_and_restore(tmp_path: Path) -> None:
     settings = stack_settings(new_home, base, stub_child=True)
     async with Stack(settings.model_copy(update={"services": ()})) as stack:
         assert "restored as incarnation" in await admin(stack, "backup", "restore", str(backup))
+        assert differing(wanted, await all_kept(stack)) == []
     async with Stack(settings) as stack:
         await wait_ready(stack)
         assert stack.admin_key == key
+        async with AsyncOpenAI(base_url=f"{stack.api_url}/v1", api_key=reader) as client:
+            assert (await client.fine_tuning.jobs.list()).data == []
+            with pytest.raises(PermissionDeniedError):
+                await client.files.list()
         async with workshop_of(stack) as workshop:
             assert await workshop.client.fine_tuning.jobs.retrieve(done.id) == done
             assert await workshop.events(done.id) == events

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aioboto3
 import pytest
-from botocore.config import Config
 from openai import AsyncOpenAI
 from pymongo import AsyncMongoClient
 
@@ -23,9 +21,9 @@ from builders.containers import Container, make_container, running
 from builders.kafka_server import kafka_with
 from builders.production import EXAMPLE, ROOMS, ROOT, compose
 from builders.real_kafka import real_script
+from builders.real_s3 import RealS3
 from builders.waiting import until
 from builders.workshop import TINY, Workshop
-from conftest import RealS3
 from luthier_common.kit.mongo import open_mongo
 from luthier_stack.ports import find_free_ports
 
@@ -103,7 +101,7 @@ async def test_a_job_on_production_parts_ends_in_an_answering_model(
     for container in containers.values():
         container.give_secrets(made)
         container.env.pop("OTEL_EXPORTER_OTLP_ENDPOINT")  # no collector is here
-    await _make_bucket(real_s3)
+    await real_s3.make_bucket("luthier")
     migrate = containers.pop("migrate")
     await migrate.start()
     assert await migrate.ended(120) == 0, migrate.log
@@ -127,11 +125,3 @@ async def _job_to_the_end(api: Container, mongo_url: str, folder: Path) -> None:
         assert job.fine_tuned_model is not None
         await workshop.assert_told_exactly(job.id)
         assert await workshop.ask(job.fine_tuned_model)
-
-
-async def _make_bucket(server: RealS3) -> None:
-    session = aioboto3.Session(
-        aws_access_key_id=server.access_key, aws_secret_access_key=server.secret_key, region_name=server.region
-    )
-    async with session.client("s3", endpoint_url=server.endpoint_url, config=Config(signature_version="s3v4")) as s3:
-        await s3.create_bucket(Bucket="luthier")

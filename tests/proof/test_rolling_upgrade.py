@@ -13,6 +13,7 @@ import pytest
 
 from builders.bases import make_tiny_base, write_chat_file
 from builders.scale import FULL
+from builders.whole_stack import broken_in_the_end
 from builders.workshop import TINY, Workshop, stack_settings, wait_ready, workshop_of
 from luthier_stack.settings import SERVICES
 from luthier_stack.stack import Stack
@@ -21,8 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 EARLIER = "9247943"
 """Stands for the release before this one until there is one; where the proof is run in full."""
 NEEDS_RELEASE = "needs a released version"
-REST = ("registry", "file-validator", "scheduler", "inference", "api")
-"""After the trainer, which is replaced while it works."""
+ORDER = ("trainer", "registry", "file-validator", "scheduler", "inference", "api")
 START = '#!/bin/sh\nPYTHONPATH="$(cat "$1")" exec "$2" -m "$3"\n'
 
 
@@ -78,6 +78,7 @@ class Upgrade:
         (self._folder / name).write_text("")
         await stack.stop_service(name)
         await stack.start_service(name)
+        await stack.wait_ready(name, 120)
 
     async def run(self, stack: Stack, *arguments: str, is_released: bool = False) -> str:
         """Run a program of this version, or of the released one; what it printed."""
@@ -99,9 +100,13 @@ async def well_ended(workshop: Workshop, job_id: str) -> str:
 
 
 @pytest.mark.timeout(300)
-async def test_services_are_replaced_one_by_one_while_a_job_runs(tmp_path: Path, released: list[Path]) -> None:
+@pytest.mark.parametrize("order", [ORDER, ORDER[::-1]], ids=["trainer first", "api first"])
+async def test_services_are_replaced_one_by_one_while_a_job_runs(
+    tmp_path: Path, released: list[Path], order: tuple[str, ...]
+) -> None:
+    """And after each replacement another job begins: between versions mixed in every way that these orders make."""
     base = make_tiny_base(tmp_path / TINY, name=TINY)
-    rows = write_chat_file(tmp_path / "train.jsonl", 240)
+    rows, few_rows = (write_chat_file(tmp_path / f"{number}.jsonl", number) for number in (240, 24))
     upgrade = Upgrade(tmp_path / "versions", released)
     settings = stack_settings(tmp_path / "home", base, **upgrade.env)
     async with Stack(settings.model_copy(update={"commands": upgrade.commands})) as stack:
@@ -110,16 +115,16 @@ async def test_services_are_replaced_one_by_one_while_a_job_runs(tmp_path: Path,
         assert not (await upgrade.run(stack, *where)).startswith(str(tmp_path))
         await wait_ready(stack)
         async with workshop_of(stack) as workshop:
-            first = (await workshop.create(rows, num_epochs=8)).id
-            await workshop.steps(first, at_least=3)
             await upgrade.run(stack, "-m", "luthier_common.kit.migrate")
-            await upgrade.replace(stack, "trainer")
-            for name in REST:
+            begun = []
+            for name in order:
+                if name == "trainer":
+                    begun.append(long := (await workshop.create(rows, num_epochs=8)).id)
+                    await workshop.steps(long, at_least=3)
                 await upgrade.replace(stack, name)
-            await wait_ready(stack)
-            second = (await workshop.create(rows, seed=8)).id
-            models = [await well_ended(workshop, first), await well_ended(workshop, second)]
-            assert (await workshop.doc(first))["attempt"] == 2
-            for model in models:
-                await workshop.ask(model)
+                begun.append((await workshop.create(few_rows, seed=len(begun))).id)
+            for job_id in begun:
+                await workshop.ask(await well_ended(workshop, job_id))
+            assert (await workshop.doc(long))["attempt"] == 2
             assert all(stack.restart_count(name) == 0 for name in SERVICES)
+            assert await broken_in_the_end(stack, workshop.db, acknowledged=begun, is_log_whole=True) == []

@@ -13,9 +13,9 @@ import pytest
 
 from builders.authority import Authority
 from builders.real_kafka import real_script
+from builders.real_s3 import RealS3
 from builders.secure_servers import PASSWORD, USER, SecureKafka, secure_kafka, secure_mongo, secure_s3
 from builders.waiting import until
-from conftest import RealS3
 from luthier_common.contract.envelope import Envelope
 from luthier_common.contract.topics import DEAD_LETTERS, TOPICS, Kind
 from luthier_common.kit.broker import build_broker, hear, listening
