@@ -47,18 +47,16 @@ class RealS3(NamedTuple):
 class SupervisedS3:
     """One that is killed and stopped; its part has it started again."""
 
-    def __init__(self, part: Part) -> None:
-        self._part = part
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     @property
     def pid(self) -> int | None:
-        """The server's own, below its start script."""
-        if (script := self._part.pid) is None:
-            return None
-        with suppress(OSError):
-            for pid in map(int, Path(f"/proc/{script}/task/{script}/children").read_text().split()):
-                if b"S3Proxy" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return pid
+        """The server's own, as its start script notes it."""
+        with suppress(OSError, ValueError):
+            pid = int((self._folder / "pid").read_text())
+            if os.fsencode(self._folder) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
         return None
 
     def kill(self, number: signal.Signals) -> None:
@@ -95,6 +93,6 @@ async def supervised_s3(folder: Path, objects: Path) -> AsyncIterator[tuple[Real
     part.start()
     try:
         await part.wait_alive(READY_WITHIN_S)
-        yield RealS3(f"http://127.0.0.1:{port}"), SupervisedS3(part)
+        yield RealS3(f"http://127.0.0.1:{port}"), SupervisedS3(folder)
     finally:
         await part.stop()

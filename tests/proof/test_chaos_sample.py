@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from builders.scale import FULL, scaled
-from chaos.plan import BROKER, CHILD, DISKS, MONGOD, SERVICES, Kind, counted, make_plan
+from chaos.plan import BROKER, CHILD, DISKS, MONGOD, S3, SERVICES, Kind, counted, make_plan
 from chaos.run import chaos_run
 
 SEED = 5
@@ -27,6 +27,8 @@ def test_half_an_hour_holds_what_the_bar_asks_for() -> None:
         assert planned[(Kind.SHORT_STOP, victim)]
         assert planned[(Kind.LONG_STOP, victim)]
     assert all(planned[(Kind.FILL_DISK, disk)] for disk in DISKS)
+    with_s3 = counted(make_plan(1, 1800, with_s3=True))
+    assert all(with_s3[(kind, S3)] for kind in (Kind.KILL, Kind.SHORT_STOP, Kind.LONG_STOP))
 
 
 @pytest.mark.timeout(SECONDS + 180)
