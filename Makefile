@@ -34,9 +34,11 @@ unit: setup ## only the tests that need no server
 chaos: setup ## hurt a whole stack by a seeded plan, then hold the invariants (SECONDS=60 SEED=n CHILD=stub|real OBJECTS=file|s3)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds $(SECONDS) --child $(CHILD) --objects $(OBJECTS) $(if $(SEED),--seed $(SEED))
 
-proof: setup ## the whole programme that shows the promises, at full size, then half an hour of chaos: takes hours
+proof: setup ## the whole programme that shows the promises, at full size, then an hour of chaos: takes hours
 	@LUTHIER_PROOF=full LUTHIER_STRICT_SKIPS=1 $(BIN)/python -m pytest tests/proof $(PYTEST_ARGS)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds 1800 --require-disk
+	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds 600 --require-disk --child real
+	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds 600 --require-disk --objects s3
 
 lint: setup ## style, types, import rules, and that generated documents are up to date
 	@$(BIN)/ruff check .

@@ -12,6 +12,10 @@ from chaos.watch import Recovery
 BACKLOG_LIMIT_S = 30.0
 LONG_S = 300.0
 """A run of so many seconds has shown that leases end and jobs move; in a shorter one chance may have it otherwise."""
+BAR_S = 1800.0
+BAR = {"services": 300, MONGOD: 30, BROKER: 10}
+"""So many must be killed, or lost, in a run of so many seconds."""
+RECOVERY_LIMIT_S = 60.0
 DONE_SHARE = 0.6
 """Of the faults of a kind: a victim that is not there when its turn comes, such as a training child, cannot be hurt."""
 Counts = Mapping[tuple[Kind, str], int]
@@ -89,9 +93,23 @@ def unproven(report: Report, plan: Sequence[Fault]) -> list[str]:
             findings.append(f"{num_stops} long stops of trainers made {report.num_runs_lost} RunLost only")
         if not report.num_jobs_moved:
             findings.append("no job went on at another trainer")
-    if (longest := report.longest) is not None and longest.seconds is None:
-        findings.append(f"nothing went on after {str(longest.fault).strip()}")
+    if report.seconds >= BAR_S:
+        hurt = {
+            "services": report.count(Kind.KILL, *SERVICES),
+            MONGOD: report.count(Kind.KILL, MONGOD),
+            BROKER: report.count(Kind.LOSE, BROKER),
+        }
+        findings += [
+            f"only {hurt[name]} of {least} faults of {name}" for name, least in BAR.items() if hurt[name] < least
+        ]
+    if (longest := report.longest) is not None and not _is_short(longest.seconds, report.seconds):
+        findings.append(f"nothing went on after {str(longest.fault).strip()}: {_seconds(longest.seconds)}")
     return findings
+
+
+def _is_short(recovery_s: float | None, run_s: float) -> bool:
+    """A short run shows that jobs go on at all."""
+    return recovery_s is not None and (run_s < LONG_S or recovery_s <= RECOVERY_LIMIT_S)
 
 
 def alarms_in(logs: Path) -> list[str]:

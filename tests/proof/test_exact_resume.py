@@ -39,7 +39,7 @@ class Variant:
 
 VARIANTS = [
     # 18 rows in batches of 4: the last batch of an epoch is odd.
-    Variant("validation and an odd last batch", 11, {}, {"n_epochs": 8}),
+    Variant("validation and an odd last batch", 11, {}, {"n_epochs": 24}, num_kills=20),
     Variant("packing", 12, {}, {"packing": True, "n_epochs": 8, "batch_size": 1}),
     Variant("no validation file", 13, {"validation_file": None}, {"n_epochs": 8}),
     # More tokens than one forward may hold: gradients of several add up.
@@ -87,7 +87,7 @@ async def test_a_run_killed_at_seeded_instants_ends_with_the_same_bytes(
         await _in_phase(killed, "trained", "waiting", "failed")
 
     print(f"\n{variant.name}, seed {variant.seed}: {len(instants)} kills in {attempt} attempts: " + "; ".join(instants))
-    assert len(instants) >= (6 if FULL else 3)
+    assert len(instants) >= 0.75 * variant.num_kills, "it ended too soon"
     assert await _adapter(world, killed) == await _adapter(world, left_alone)
     assert await _series(world, killed) == await _series(world, left_alone)
     assert [where for where in instants if where.startswith("touch") and "step-" in where], "no kill met a save"

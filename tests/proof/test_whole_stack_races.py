@@ -36,6 +36,7 @@ class Faults:
     """What was done to the stack meanwhile."""
 
     num_schedulers_killed: int = 0
+    num_apis_killed: int = 0
     num_leases_expired: int = 0
 
 
@@ -48,8 +49,11 @@ def seed() -> str:
 
 
 @asynccontextmanager
-async def faults(stack: Stack, standby: Part, dice: random.Random) -> AsyncIterator[Faults]:
-    """The active scheduler is killed, or the trainer is stopped past its leases, until the block ends."""
+async def faults(stack: Stack, standby: Part, second_api: Part, dice: random.Random) -> AsyncIterator[Faults]:
+    """The active scheduler is killed, or the trainer is stopped past its leases, until the block ends.
+
+    So is the second api, which nobody asks: half of the topics change hands between two relays each time.
+    """
     done = Faults()
 
     async def go_on() -> None:
@@ -60,12 +64,14 @@ async def faults(stack: Stack, standby: Part, dice: random.Random) -> AsyncItera
             if done.num_schedulers_killed % 3 == 2 and done.num_leases_expired <= done.num_schedulers_killed // 3:
                 await expire_leases(stack)
                 done.num_leases_expired += 1
-            await asyncio.gather(stack.wait_ready("scheduler"), standby.wait_ready(60))
+            await asyncio.gather(stack.wait_ready("scheduler"), standby.wait_ready(60), second_api.wait_ready(60))
             if is_ours_next:
                 stack.kill("scheduler")
             else:
                 standby.kill(signal.SIGKILL)
             done.num_schedulers_killed += 1
+            second_api.kill(signal.SIGKILL)
+            done.num_apis_killed += 1
             is_ours_next = not is_ours_next
 
     going_on = asyncio.create_task(go_on())
@@ -133,7 +139,11 @@ async def test_whatever_users_are_told_comes_true(tmp_path: Path, seed: str) -> 
         await wait_ready(stack)
         async with workshop_of(stack) as workshop:
             training_file = await workshop.upload(rows)
-            async with rival_of(stack, "scheduler") as standby, faults(stack, standby, random.Random(seed)) as done:
+            async with (
+                rival_of(stack, "scheduler") as standby,
+                rival_of(stack, "api") as second_api,
+                faults(stack, standby, second_api, random.Random(seed)) as done,
+            ):
                 races = await run_races(workshop, training_file, seed)
             await settled(workshop.db)
             print(f"{len(races)} races under {done}; {Counter(answer for race in races for answer in race.answers)}")

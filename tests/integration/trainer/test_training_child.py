@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -283,3 +284,19 @@ def test_a_fault_of_the_data_ends_the_child_with_its_reason(data: Path, tmp_path
     assert isinstance(report, Failed)
     assert report.reason == "nothing_to_learn"
     assert not report.retryable
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_that_cannot_be_written_is_a_fault_of_storage(
+    whole: tuple[Finished, Recorder], data: Path, tmp_path: Path, name: str
+) -> None:
+    """Each library that writes has a word of its own for it."""
+    size = (whole[1].of(CheckpointWritten)[0].directory / name).stat().st_size
+    child, reading = start_child(make_spec(data, tmp_path / "out"), tmp_path / "run")
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (size - 1, size - 1))
+    with os.fdopen(reading, "rb") as stream:
+        *_, report = [parse_progress(line) for line in stream]
+    assert child.wait(30) == ExitCode.FAILED
+    assert isinstance(report, Failed)
+    assert (report.reason, report.retryable) == ("storage", True)
+    assert not list((tmp_path / "out").glob("step-*"))

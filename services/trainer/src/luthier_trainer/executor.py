@@ -112,19 +112,30 @@ class LocalChild:
         self._is_swept = False
 
     async def reports(self) -> AsyncIterator[Progress]:
-        """Lines until the child's end; one that cannot be read is logged and skipped."""
-        reader = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
+        """Lines until the child's end; one that cannot be read is logged and skipped.
+
+        Not by `connect_read_pipe`: uvloop closes the number of a pipe twice, and between the two another thread may
+        have opened a file under it, which then loses its bytes (uvloop 0.23, `UVSocketHandle._close`).
+        """
+        lines = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
         loop = asyncio.get_running_loop()
-        with os.fdopen(self._progress, "rb", 0) as pipe:
-            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-            try:
-                while line := await reader.readline():
-                    try:
-                        yield parse_progress(line)
-                    except ValidationError:
-                        log.warning("a progress line cannot be read", extra={"bytes": len(line)})
-            finally:
-                transport.close()
+        loop.add_reader(self._progress, self._feed, lines)
+        try:
+            while line := await lines.readline():
+                try:
+                    yield parse_progress(line)
+                except ValidationError:
+                    log.warning("a progress line cannot be read", extra={"bytes": len(line)})
+        finally:
+            loop.remove_reader(self._progress)
+            os.close(self._progress)
+
+    def _feed(self, lines: asyncio.StreamReader) -> None:
+        if content := os.read(self._progress, _LINE_LIMIT_BYTES):
+            lines.feed_data(content)
+        else:
+            asyncio.get_running_loop().remove_reader(self._progress)
+            lines.feed_eof()
 
     def ask_pause(self) -> None:
         with contextlib.suppress(ProcessLookupError):

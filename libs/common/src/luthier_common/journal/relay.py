@@ -29,6 +29,7 @@ from luthier_common.kit.stream import Message, Writer
 log = logging.getLogger(__name__)
 ROOM = "relay"
 LEASE_S = 3.0
+ASK_AGAIN_S = LEASE_S / 3
 MARGIN_S = 0.5
 PATIENCE_S = 0.25
 """A send that takes longer goes on by itself: neither the other partitions nor the leases wait for it."""
@@ -126,11 +127,15 @@ class Relay:
 
     async def _keep_leases(self) -> None:
         """Renew beside the work, which is not kept waiting: `_publish` looks how long its lease still holds."""
+        self._collect_renewal()
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._hold_all())
         if not self._held:
             await asyncio.wait({self._renewing})
-        if self._renewing.done():
+            self._collect_renewal()
+
+    def _collect_renewal(self) -> None:
+        if self._renewing is not None and self._renewing.done():
             renewed, self._renewing = self._renewing, None
             renewed.result()
 
@@ -148,7 +153,7 @@ class Relay:
         mine = {place: self._held[place] for place in due if place in self._held}
         if mine and await leases.renew(self._db, list(mine.values()), LEASE_S):
             kept = [place for place, lease in mine.items() if self._held.get(place) is lease]  # not left meanwhile
-            self._ask_at |= dict.fromkeys(kept, now + LEASE_S / 2)
+            self._ask_at |= dict.fromkeys(kept, now + ASK_AGAIN_S)
             self._held_until |= dict.fromkeys(kept, now + LEASE_S)
             due = [place for place in due if place not in mine]
         for place in due:
@@ -158,8 +163,8 @@ class Relay:
 
     async def _give_up_beyond(self, share: Counter[Kind]) -> None:
         """Let others have the rest. What was sent is noted first, and so not sent twice."""
-        leaving_last = sorted(self._held, key=lambda place: place in self._leaving)
-        chosen = presence.beyond(share, {place: place[0] for place in leaving_last})
+        leaving_first = sorted(self._held, key=lambda place: place not in self._leaving)
+        chosen = presence.beyond(share, {place: place[0] for place in leaving_first})
         self._leaving = {place for place in chosen if place in self.under_way}
         given = {place: self._held.pop(place) for place in chosen if place not in self._leaving}
         for place in given:
@@ -175,7 +180,7 @@ class Relay:
         kind, part = place
         name = f"relay/{kind}/{part}"
         lease = await leases.acquire(self._db, name, self._owner, LEASE_S, free_for_s=free_for_s)
-        self._ask_at[place] = now + (LEASE_S / 3 if lease is None else LEASE_S / 2)
+        self._ask_at[place] = now + ASK_AGAIN_S
         if lease is None:
             self._held.pop(place, None)
             self._held_until.pop(place, None)
@@ -203,6 +208,7 @@ class Relay:
         kind, part = place
         envelopes = facts[:MAX_FACTS]
         if self._clock.monotonic_s() > self._held_until.get(place, 0.0) - MARGIN_S:
+            self._left.add(place)
             return 0
         messages = [Message(e.thing.encode(), e.value(), e.headers(self._source)) for e in envelopes]
         try:

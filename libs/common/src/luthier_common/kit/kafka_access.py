@@ -133,7 +133,10 @@ def _in_words(error: Exception, access: KafkaAccess) -> str:
             return "the broker's certificate is for another name than that in LUTHIER_KAFKA_URL"
         case ssl.SSLCertVerificationError():
             return "LUTHIER_KAFKA_CA_FILE does not vouch for the broker's certificate"
-        case ssl.SSLError() | ConnectionResetError() | TimeoutError() if access.context:
+        case TimeoutError():
+            # A busy broker looks like one that speaks no TLS: to name a setting would mislead.
+            return "no broker answers in time at LUTHIER_KAFKA_URL"
+        case ssl.SSLError() | ConnectionResetError() if access.context:
             return "no TLS with the broker: see LUTHIER_KAFKA_SECURITY_PROTOCOL and LUTHIER_KAFKA_CERT_FILE"
         case SaslAuthenticationFailed() | ValueError():
             return "the broker refuses LUTHIER_KAFKA_USER with LUTHIER_KAFKA_PASSWORD"

@@ -47,15 +47,17 @@ async def claim_share(
 
 
 def beyond(share: Mapping[Sort, int], held: Mapping[Thing, Sort]) -> list[Thing]:
-    """What of `held`, which names the sort of each thing, is more than the share of its sort: the last ones."""
-    num_kept = Counter[Sort]()
-    more = []
+    """What of `held`, which names the sort of each thing, is more than the share of its sort: the first ones.
+
+    What was taken last may be what another one could not work on, and would only leave again.
+    """
+    more = Counter(held.values()) - Counter(share)
+    given_up = []
     for thing, sort in held.items():
-        if num_kept[sort] < share.get(sort, 0):
-            num_kept[sort] += 1
-        else:
-            more.append(thing)
-    return more
+        if more[sort] > 0:
+            more[sort] -= 1
+            given_up.append(thing)
+    return given_up
 
 
 async def leave(db: Database, room: str, instance: str) -> None:

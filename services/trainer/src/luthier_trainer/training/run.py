@@ -9,6 +9,7 @@ from luthier_trainer.protocol import PROGRESS_FD_VARIABLE, ExitCode, Failed, Fin
 from luthier_trainer.training.errors import TrainingError
 from luthier_trainer.training.fitting import is_out_of_memory
 from luthier_trainer.training.progress import ProgressWriter
+from luthier_trainer.training.saving import is_of_storage
 from luthier_trainer.training.sft import train
 from luthier_trainer.training.stopping import StopFlag
 from luthier_trainer.training.watchdog import Watchdog
@@ -60,7 +61,7 @@ def _explain(error: Exception) -> Failed:
             return Failed(reason=error.reason, message=error.message, retryable=error.is_retryable)
         case _ if is_out_of_memory(error):
             reason = FailureReason.OUT_OF_MEMORY
-        case OSError():
+        case _ if is_of_storage(error):
             reason = FailureReason.STORAGE
         case _:
             return Failed(reason=FailureReason.INTERNAL, message=type(error).__name__, retryable=True)

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from luthier_trainer.checkpoints import MODEL_FILES
 
 _WORK_A_SAVE = 10
+_SAID_OF_FILES = ("inline_container.cc", "iostream error")
+"""PyTorch names the place or the stream, and no errno."""
 
 
 class SaveClock:
@@ -23,6 +27,18 @@ class SaveClock:
 
     def is_due(self, now_s: float) -> bool:
         return now_s >= self._due_at_s
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether an error says that a file could not be written or read; some writers say it by their text only."""
+    match error:
+        case OSError():
+            return True
+        case SafetensorError():
+            return "I/O error" in str(error)
+        case RuntimeError():
+            return any(words in str(error) for words in _SAID_OF_FILES)
+    return False
 
 
 def save_weights(model: Any, directory: Path, base_name: str) -> None:
