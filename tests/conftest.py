@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from pymongo import AsyncMongoClient
 from xdist.scheduler import LoadScopeScheduling
 
@@ -28,6 +30,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 EXPECTED_SKIPS = ("needs a GPU",) if FULL else (NEEDS_REAL, "needs a GPU", "needs a released version")
 START_TIMEOUT_S = 120.0
 KAFKA_CONTROLLER_OFFSET = 100
+
+# How long an example takes tells of the machine, not of the code.
+hypothesis_settings.register_profile("luthier", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("luthier")
 
 
 @pytest.fixture(scope="session")

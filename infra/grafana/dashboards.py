@@ -45,7 +45,11 @@ def _health() -> list[Panel]:
         number("Oldest fact not yet seen", "max(luthier_outbox_age_seconds)", unit="s", bad_above=60),
         number("Requests that fail", _failed_share("[5m]"), unit="percentunit", bad_above=0.05),
         number("Dead letters in an hour", _in_an_hour("luthier_dead_letters_total"), bad_above=1),
-        number("Alarms of the journal in an hour", _in_an_hour("luthier_audit_findings_total"), bad_above=1),
+        number(
+            "Alarms of the journal in an hour",
+            _in_an_hour('luthier_audit_findings_total{what!="late"}'),
+            bad_above=1,
+        ),
         number(
             "Least room on a disk",
             "min(luthier_disk_free_bytes / luthier_disk_size_bytes)",

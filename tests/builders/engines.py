@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from builders.waiting import until
 from luthier_common.contract import events as f
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.topics import Kind
@@ -40,6 +41,14 @@ class Engine:
     """It pauses so long before each piece."""
     hangs: bool = False
     """After the first piece it says nothing more."""
+
+    async def until_asked(self) -> None:
+        """Returns when a first request has come."""
+
+        async def has_come() -> bool:
+            return bool(self.asked)
+
+        await until(has_come, what=f"{self.name} is asked")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         content = b""
@@ -107,7 +116,9 @@ async def joined(db: Database, engine: Engine, base: str) -> AsyncIterator[None]
     fields = {"org": "system", "project": "system", "owner": "system", "slots": [], "bases": [base]}
     await create(db, fact, engine.name, fields, actor=ACTOR)
     await advance(db, Kind.NODE, engine.name, fact, actor=ACTOR)
-    await db["nodes"].update_one({"_id": engine.name}, [{"$set": {"renewed_at": "$$NOW"}}])
+    # It is renewed once for its whole life: ahead, so that it outlasts the time after which a silent node is not asked.
+    in_an_hour = {"$dateAdd": {"startDate": "$$NOW", "unit": "hour", "amount": 1}}
+    await db["nodes"].update_one({"_id": engine.name}, [{"$set": {"renewed_at": in_an_hour}}])
     try:
         yield
     finally:

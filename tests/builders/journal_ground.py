@@ -166,7 +166,12 @@ class JournalGround:
         path = self._folder / f"{name}.db"
         if not path.exists():
             return []
+        query = "select thing, seq, body from fact where told = 1 and thing like 'ftjob%' order by thing, seq"
         with sqlite3.connect(path) as db:
-            query = "select thing, seq, body from fact where told = 1 and thing like 'ftjob%' order by thing, seq"
-            rows = db.execute(query).fetchall()
+            try:
+                rows = db.execute(query).fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such table" not in str(error):
+                    raise
+                return []  # the consumer is about to make its tables
         return [(thing, seq, read_envelope(body.encode()).digest()) for thing, seq, body in rows]

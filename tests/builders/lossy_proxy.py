@@ -14,7 +14,8 @@ CHUNK_BYTES = 65_536
 
 @dataclass
 class LossyProxy:
-    """Loses the next `num_losses` answers. `swallow` waits for the answer first; `cut` does not."""
+    """Loses the next `num_losses` answers. `swallow` waits for the answer first; `cut` does not: whether the server has
+    then read the request, or even answered, is open."""
 
     port: int = 0
     loss: Loss = "swallow"
@@ -41,10 +42,8 @@ def _relaying(
 ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     async def relay(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", server_port)
-        pumps = [
-            asyncio.create_task(_requests(proxy, client, to_server)),
-            asyncio.create_task(_answers(proxy, server, to_client)),
-        ]
+        answering = asyncio.create_task(_answers(proxy, server, to_client))
+        pumps = [asyncio.create_task(_requests(proxy, client, to_server, answering)), answering]
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         # A reset, as a lost connection shows: some clients do not repeat what a server has ended politely.
         to_client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -56,15 +55,21 @@ def _relaying(
     return relay
 
 
-async def _requests(proxy: LossyProxy, client: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
+async def _requests(
+    proxy: LossyProxy, client: asyncio.StreamReader, to_server: asyncio.StreamWriter, answering: asyncio.Task[None]
+) -> None:
     pending = b""
     while chunk := await client.read(CHUNK_BYTES):
         to_server.write(chunk)
         await to_server.drain()
         pending += chunk
-        if proxy.loss == "cut" and proxy.num_lost < proxy.num_losses and _is_complete(pending):
+        if not _is_complete(pending):
+            continue
+        if proxy.loss == "cut" and proxy.num_lost < proxy.num_losses:
+            answering.cancel()
             proxy.num_lost += 1
             return
+        pending = b""
 
 
 async def _answers(proxy: LossyProxy, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:

@@ -16,6 +16,7 @@ from luthier_common.contract import events as f
 from luthier_common.journal.advance import create
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.objects import ObjectStore, open_objects
+from luthier_common.kit.room import is_transient
 from luthier_trainer.domain import Assignment, assignment_of, claims_of
 from luthier_trainer.executor import LocalExecutor
 from luthier_trainer.settings import TrainerSettings
@@ -53,7 +54,7 @@ class World(NamedTuple):
             "trainer_num_threads": 1,
             "renew_s": 0.3,
             "steps_every_s": 0.2,
-            "lease_ttl_s": 2.0,
+            "lease_ttl_s": 30.0,
         }
         return TrainerSettings(**(values | changes))
 
@@ -178,12 +179,16 @@ async def world_at(db: Database, root: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def working(supervisor: Supervisor) -> AsyncIterator[Supervisor]:
-    """The node's loops, as the room runs them."""
+    """The node's loops, as the room runs them: they wait out a database that does not answer."""
 
     async def loop() -> None:
         while True:
-            await supervisor.renew()
-            await supervisor.look()
+            try:
+                await supervisor.renew()
+                await supervisor.look()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
             await asyncio.sleep(0.1)
 
     await supervisor.renew()

@@ -70,15 +70,16 @@ async def test_from_an_uploaded_file_to_an_answering_model(workshop: Workshop, r
     assert chunks[-1].usage.completion_tokens > 0
 
 
+@pytest.mark.timeout(600)
 async def test_a_job_pauses_holds_no_slot_and_goes_on_from_its_checkpoint(workshop: Workshop, rows: Path) -> None:
     client = workshop.client
-    job = await workshop.create(rows, num_epochs=25)
+    job = await workshop.create(rows, num_epochs=50)
     await workshop.steps(job.id, 10)
     await client.fine_tuning.jobs.pause(job.id)
     await workshop.in_phase(job.id, "paused")
     paused = await client.fine_tuning.jobs.retrieve(job.id)
     assert paused.status == "paused"  # type: ignore[comparison-overlap]
-    stopped_at = (await workshop.doc(job.id))["checkpoint"]["step"]
+    stopped = await workshop.doc(job.id)
 
     async def slot_is_free() -> bool:
         held = {"role": "trainer", "slots.holder": {"$ne": None}}
@@ -87,13 +88,14 @@ async def test_a_job_pauses_holds_no_slot_and_goes_on_from_its_checkpoint(worksh
     await until(slot_is_free, what="a free slot")
     resumed = await client.fine_tuning.jobs.resume(job.id)
     assert resumed.status == "queued"
-    ended = await workshop.ended(job.id)
+    ended = await workshop.ended(job.id, within_s=300)
     assert ended.status == "succeeded", ended.error
-    doc = await workshop.doc(job.id)
-    assert (doc["attempt"], doc["last_step"]) == (2, 150)
-    started = await workshop.db["events"].find_one({"thing": job.id, "type": "RunStarted", "body.attempt": 2})
+    assert (await workshop.doc(job.id))["last_step"] == 300
+    # The first run behind the pause, whatever its number: a stalled machine may lose a lease, and so an attempt.
+    later = {"thing": job.id, "type": "RunStarted", "body.attempt": {"$gt": stopped["attempt"]}}
+    started = await workshop.db["events"].find_one(later, sort=[("seq", 1)])
     assert started is not None
-    assert started["body"]["data"]["resumed_from_step"] == stopped_at
+    assert started["body"]["data"]["resumed_from_step"] == stopped["checkpoint"]["step"]
     await workshop.assert_told_exactly(job.id)
 
 
@@ -150,6 +152,9 @@ async def test_a_stranger_without_a_key_is_told_so(workshop: Workshop) -> None:
 
 async def test_ready_when_a_job_could_run_now(workshop: Workshop) -> None:
     url = str(workshop.client.base_url).removesuffix("/v1/")
-    async with httpx2.AsyncClient() as http:
-        answer = await http.get(f"{url}/readyz")
-    assert answer.status_code == 200, answer.text
+    async with httpx2.AsyncClient(timeout=60) as http:
+
+        async def is_ready() -> bool:
+            return (await http.get(f"{url}/readyz")).status_code == 200
+
+        await until(is_ready, within_s=60, what="a job could run")

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from builders.workshop import stack_settings, wait_ready, workshop_of
 from luthier_stack.stack import Stack
 
 
+@pytest.mark.timeout(600)
 async def test_files_jobs_events_and_models_outlive_a_stop(tmp_path: Path, tiny_base: Path, rows: Path) -> None:
     home = tmp_path / "home"
     async with Stack(stack_settings(home, tiny_base)) as stack:

@@ -171,10 +171,13 @@ def _expressions(rules: str) -> str:
 
 
 async def test_every_service_is_scraped_under_its_name(watched: Watched) -> None:
-    up = await watched.prometheus.ask("query", query="up")
-    assert {line["metric"]["service_name"]: line["value"][1] for line in up["result"]} == {
-        f"luthier-{name}": "1" for name in watched.stack.settings.services
-    }
+    wanted = {f"luthier-{name}": "1" for name in watched.stack.settings.services}
+
+    async def are_all_up() -> bool:
+        up = await watched.prometheus.ask("query", query="up")
+        return {line["metric"]["service_name"]: line["value"][1] for line in up["result"]} == wanted
+
+    await until(are_all_up, within_s=10, every_s=0.5, what=f"a good scrape of just {sorted(wanted)}")
 
 
 async def _spans_of(watched: Watched, job: Doc, *wanted: str) -> list[Span]:

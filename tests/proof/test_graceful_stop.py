@@ -32,6 +32,10 @@ SLOW_ANSWERS = "inference.mid_answer=delay:0.3"
 """An answer of 200 tokens lasts for a minute."""
 
 
+STEPS_PER_S = 5.0
+"""The 500 steps of the job last far longer than the way to the last stop, on a busy machine too."""
+
+
 class Ended(NamedTuple):
     """How a service went from SIGTERM to its exit, and what it logged meanwhile."""
 
@@ -134,6 +138,7 @@ async def test_all_services_stop_in_time_when_everything_around_them_is_dead(tmp
             tmp_path / "home",
             make_tiny_base(tmp_path / "base", TINY),
             stub_child=not FULL,
+            steps_per_s=STEPS_PER_S,
             OTEL_EXPORTER_OTLP_ENDPOINT=collector,
             LUTHIER_PAUSE_BUDGET_S=PAUSE_BUDGETS_S[death] if FULL else "5",
             LUTHIER_FAILPOINTS=SLOW_ANSWERS,

@@ -109,7 +109,7 @@ async def assert_told(db: Database, histories: list[History]) -> None:
     async def emptied() -> bool:
         return await db["jobs"].find_one({"pend": True}, {"_id": 1}) is None
 
-    await until(emptied, within_s=60, every_s=0.2, what="empty outboxes")
+    await until(emptied, within_s=240, every_s=0.2, what="empty outboxes")
     for history in histories:
         doc = await db["jobs"].find_one({"_id": history.job_id})
         assert doc is not None

@@ -20,6 +20,8 @@ from luthier_stack.part import tied_to_this_process
 
 TINY = "tiny-base"
 START_S = 40
+PATIENCE_S = 60
+"""A busy machine may take so long to answer."""
 MAX_QUEUED = 100
 """More than all tests together leave waiting in the project that they share."""
 
@@ -40,7 +42,8 @@ class Api:
         return client
 
     def http(self, key: str | None = None) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {key or self.key}"})
+        headers = {"authorization": f"Bearer {key or self.key}"}
+        return httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=PATIENCE_S)
 
     async def new_key(self, *scopes: str, project: str = "proj-default", org: str = "org-default") -> str:
         ring = KeyRing(self.db, read_pepper(self.home), cache_s=0)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from builders.waiting import until
@@ -86,7 +85,7 @@ async def test_another_organisation_sees_nothing_of_it(audited: Api) -> None:
 
 
 async def test_calls_with_bad_keys_are_recorded_in_bounded_number(audited: Api) -> None:
-    async with httpx2.AsyncClient(base_url=audited.url, headers={"authorization": "Bearer nothing"}) as http:
+    async with audited.http("nothing") as http:
         answers = await asyncio.gather(*(http.delete("/v1/files/file-1") for _ in range(200)))
     assert {answer.status_code for answer in answers} == {401}
     refused = await audited.db["audit_log"].count_documents({"code": "invalid_api_key"})

@@ -19,7 +19,7 @@ BODY: dict[str, Any] = {"model": TINY, "messages": [{"role": "user", "content": 
 async def bounded(
     mongo_url: str, kafka_url: str, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 ) -> AsyncIterator[Api]:
-    env = {"LUTHIER_MAX_GENERATIONS": str(MOST), "LUTHIER_ENGINE_READ_TIMEOUT_S": "2"}
+    env = {"LUTHIER_MAX_GENERATIONS": str(MOST), "LUTHIER_ENGINE_READ_TIMEOUT_S": "8"}
     home = tmp_path_factory.mktemp("bounded")
     async with run_api(mongo_url, kafka_url, home, free_port(), "test_api_bounded", env) as api:
         yield api

@@ -180,13 +180,18 @@ async def test_a_first_job_is_known_for_as_long_as_its_client_waits_for_an_answe
 
 
 async def test_a_body_whose_first_answer_could_not_be_sent_is_a_repetition(
-    api: Api, proxy: LossyProxy, file: FileObject
+    mongo_url: str, kafka_url: str, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    body, headers = make_body(file.id, "dropped"), {"authorization": f"Bearer {api.key}"}
-    proxy.lose(1, "cut")
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{proxy.port}", headers=headers) as http:
-        with pytest.raises(httpx2.HTTPError):
-            await http.post(URL, json=body)
+    """Its client leaves when the job is made and the answer is still to come."""
+    slow = {"LUTHIER_FAILPOINTS": "jobs.after_create=delay:3*1", "LUTHIER_FAILPOINTS_LOG": str(tmp_path / "faults")}
+    async with run_api(mongo_url, kafka_url, tmp_path, free_port(), "test_api_left", slow) as api, api.http() as http:
+        file = await api.sdk().files.create(file=("a.jsonl", LINE * 20), purpose="fine-tune")
+        body = make_body(file.id, "dropped")
+        first = asyncio.create_task(http.post(URL, json=body))
+        await until(lambda: count_jobs(api, "dropped"), what="the job is made")
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
         again = (await http.post(URL, json=body)).json()["id"]
         assert await count_jobs(api, "dropped") == 1
         meant = (await http.post(URL, json=body)).json()["id"]

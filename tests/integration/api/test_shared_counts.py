@@ -44,7 +44,7 @@ async def test_a_measurement_that_fails_is_not_tried_again_at_once(db: Database)
 
 
 async def test_who_measured_and_cannot_renew_says_nothing_once_another_may_measure(db: Database) -> None:
-    observer = Observer(db, "api-1", every_s=0.2)
+    observer = Observer(db, "api-1", every_s=2)
     await observer.look()
     assert shown("luthier.outbox.age")
 
@@ -61,7 +61,7 @@ async def test_who_measured_and_cannot_renew_says_nothing_once_another_may_measu
 
 
 async def test_who_measured_and_hangs_falls_silent_by_itself(db: Database) -> None:
-    observer = Observer(db, "api-1", every_s=0.5)
+    observer = Observer(db, "api-1", every_s=2)
     for _ in range(2):
         await observer.look()
         assert shown("luthier.jobs")

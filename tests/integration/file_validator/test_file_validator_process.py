@@ -42,7 +42,7 @@ async def test_a_room_alone_gives_verdicts_and_ends_in_order(
         doc = await until(verdict, within_s=30, what="a verdict")
         assert doc["verdict"]["num_tokens"] > 0
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 20) == 0
     finally:
         if process.returncode is None:
             process.kill()

@@ -66,8 +66,12 @@ async def test_a_partition_without_a_leader_delays_no_other(
                 await until_told(db, story)
                 slowest_s = max(slowest_s, time.monotonic() - began_at_s)
         mine = {"owner": "one", "$expr": {"$gt": ["$until", "$$NOW"]}}
-        held = [lease["_id"] async for lease in db["leases"].find(mine)]
-        assert {f"relay/job/{part}" for part in range(1, JOBS.num_partitions)} <= set(held)
+        wanted = {f"relay/job/{part}" for part in range(1, JOBS.num_partitions)}
+
+        async def are_held() -> bool:
+            return wanted <= {lease["_id"] async for lease in db["leases"].find(mine)}
+
+        await until(are_held, what="the leases of all other partitions at once")
         assert await told(db, waiting[0]) == []
         assert writer.num_tries > 0
         assert slowest_s < WITHOUT_LEADER_S, "nobody waited until a send to the partition was given up"

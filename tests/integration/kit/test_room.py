@@ -245,7 +245,7 @@ run_room("api", main)
     _wait_for(process, "hangs")
     took_s, _, lines = _end(process, None)
     assert process.returncode == 1
-    assert took_s > 2
+    assert took_s > 1  # of two: it is read a moment later that it hangs
     assert lines[-1]["message"] == "api hangs, and is to be started again: no sign of life from relay"
 
 

@@ -46,8 +46,13 @@ async def test_a_topic_has_the_copies_that_were_asked_for_or_is_not_made(real_ka
     try:
         assert refused.name not in await admin.list_topics()
         wanted = ConfigResource(ConfigResourceType.TOPIC, kept.name, {"min.insync.replicas": None})
-        [response] = await admin.describe_configs([wanted])
-        assert [entry[:2] for entry in response.resources[0][4]] == [("min.insync.replicas", "1")]
+
+        async def is_known() -> bool:
+            """Brokers hear of a new topic a moment after the controller has made it."""
+            [response] = await admin.describe_configs([wanted])
+            return [entry[:2] for entry in response.resources[0][4]] == [("min.insync.replicas", "1")]
+
+        await until(is_known, what="the least number of copies in sync that was asked for")
     finally:
         await admin.close()
 

@@ -59,7 +59,7 @@ async def test_data_accepted_is_placed_at_once_and_the_room_ends_in_order(
         "LUTHIER_MONGO_DATABASE": database_name,
         "LUTHIER_KAFKA_URL": kafka_url,
         "LUTHIER_OBJECTS_URL": "file:///unused",
-        "LUTHIER_TICK_S": "5",
+        "LUTHIER_TICK_S": "20",
     }
     await join("node-1", 32)
     async with a_relay(db, kafka_url), a_scheduler(env) as process:
@@ -67,14 +67,14 @@ async def test_data_accepted_is_placed_at_once_and_the_room_ends_in_order(
         async def seconds_to_placed() -> float:
             job = await (await JobStory.created(db)).accepted()
             accepted_at = time.monotonic()
-            await until(lambda: is_placed(db, job.id), every_s=0.005, what="placed")
+            await until(lambda: is_placed(db, job.id), within_s=60, every_s=0.005, what="placed")
             return time.monotonic() - accepted_at
 
         took_s = [await seconds_to_placed() for _ in range(8)]
-        # The first ones meet a room that is still starting; the tick of 5 s alone would never be this quick.
-        assert sorted(took_s)[3] < 0.3, took_s
+        # The first ones meet a room that is still starting; the tick of 20 s alone would never be this quick.
+        assert sorted(took_s)[3] < 4, took_s
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 20) == 0
     assert await db["leases"].find_one({"_id": "scheduler", "owner": None}) is not None
 
 

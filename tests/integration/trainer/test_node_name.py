@@ -27,10 +27,8 @@ pytestmark = pytest.mark.timeout(120)
 SLEEPS = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
-def trainer_in(
-    world: World, home: str, command: tuple[str, ...] = SLEEPS, *, pause_budget_s: float = 1.0
-) -> Supervisor:
-    settings = world.settings(home=world.root / home, pause_budget_s=pause_budget_s)
+def trainer_in(world: World, home: str, command: tuple[str, ...] = SLEEPS, **changes: Any) -> Supervisor:
+    settings = world.settings(home=world.root / home, **({"pause_budget_s": 1.0} | changes))
     workplace = Workplace(settings.home, NODE)
     return Supervisor(world.store(settings), world.objects, workplace, LocalExecutor(command), settings)
 
@@ -123,7 +121,7 @@ async def test_the_service_itself_says_so_and_ends(world: World, mongo_url: str,
 async def test_a_trainer_that_lost_its_disk_waits_for_its_own_name_and_gets_it(world: World) -> None:
     """A pod with an emptyDir dies and comes back: nobody can tell at once that it is not a second one."""
     await trainer_in(world, "first").renew()
-    back = trainer_in(world, "second")
+    back = trainer_in(world, "second", lease_ttl_s=2.0)
     with pytest.raises(TransientError, match="taken over when that one is silent for 2 s"):
         await back.renew()
     await take_over(back)
@@ -139,7 +137,7 @@ async def test_a_trainer_that_starts_again_in_its_home_need_not_wait(world: Worl
 async def test_a_node_of_an_earlier_version_is_waited_for_too(world: World) -> None:
     await trainer_in(world, "first").renew()
     await world.db["nodes"].update_one({"_id": NODE}, {"$unset": {"instance": "", "home": ""}})
-    second = trainer_in(world, "second")
+    second = trainer_in(world, "second", lease_ttl_s=2.0)
     with pytest.raises(TransientError, match="or of an earlier version"):
         await second.renew()
     await take_over(second)
@@ -164,11 +162,12 @@ async def test_who_renews_again_after_an_outage_of_the_database_keeps_its_name(w
 
 async def test_a_run_that_is_being_saved_when_another_one_takes_the_name_is_not_called_lost(world: World) -> None:
     """A pod is replaced: the new one gets the name when the old one says that it leaves, and that one saves on."""
-    first = trainer_in(world, "first", (sys.executable, "-c", DEAF), pause_budget_s=3.0)
+    first = trainer_in(world, "first", (sys.executable, "-c", DEAF), pause_budget_s=60.0)
     second = trainer_in(world, "second")
     async with working(first):
         story = await a_run(world)
         await until(lambda: is_there(world.root / "first", "ready"), within_s=30, what="a child at work")
+        ((run, _),) = first._runs.values()
         stopping = asyncio.create_task(first.stop())
 
         async def has_left() -> bool:
@@ -178,6 +177,8 @@ async def test_a_run_that_is_being_saved_when_another_one_takes_the_name_is_not_
         await second.renew()
         await second.look()
         assert (await story.doc())["phase"] == "placed"
+        assert run._child is not None
+        run._kill_overdue(run._child)
         await stopping
     doc = await story.doc()
     assert (doc["phase"], doc["strikes"]) == ("waiting", 0)
@@ -207,7 +208,7 @@ async def test_a_node_that_is_called_lost_while_it_joins_joins_again(
 
 
 async def test_who_lost_the_name_meanwhile_stops_and_leaves_the_others_node_alone(world: World) -> None:
-    first, second = trainer_in(world, "first"), trainer_in(world, "second")
+    first, second = trainer_in(world, "first"), trainer_in(world, "second", lease_ttl_s=2.0)
     await first.renew()
     await take_over(second)
     story = await world.job()

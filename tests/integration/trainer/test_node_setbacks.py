@@ -162,7 +162,7 @@ async def test_no_run_begins_on_a_node_that_has_begun_to_stop(world: World, monk
 
 
 async def test_slots_that_a_second_scheduler_claimed_for_a_run_are_free_again_while_it_goes_on(world: World) -> None:
-    async with working(node_with(world, sys.executable, "-c", DEAF, num_slots=2, renew_s=60.0)):
+    async with working(node_with(world, sys.executable, "-c", DEAF, num_slots=2, renew_s=60.0, lease_ttl_s=2.0)):
         story = await a_deaf_run(world)
         lease = (await story.doc())["lease"]
         await world.claim(story.id, 1, slot=1, token="stray")

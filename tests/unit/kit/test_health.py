@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -36,11 +35,12 @@ async def test_a_process_without_loops_and_needs_is_alive_and_ready() -> None:
 
 async def test_a_loop_that_stops_beating_is_named() -> None:
     health = Health()
-    health.expect("relay", stale_after_s=0.05)
-    health.expect("sweeper", stale_after_s=60)
+    health.expect("relay", stale_after_s=60)
+    health.expect("sweeper", stale_after_s=600)
     async with serve_health(health, 0) as port:
         assert (await _get(port, "/healthz"))[0] == 200
-        await asyncio.sleep(0.1)
+        for name in ("relay", "sweeper"):
+            health._beats[name] -= 100  # so long ago was its last beat
         assert await _get(port, "/healthz") == (503, {"status": "stale", "stale": ["relay"]})
         health.forget("relay")
         assert (await _get(port, "/healthz"))[0] == 200
@@ -64,9 +64,7 @@ async def test_what_is_missing_is_named_and_a_hanging_check_has_a_limit() -> Non
     for name, check in (("mongo", fine), ("trainer", says), ("broker", fails), ("objects", hangs)):
         health.require(name, check)
     async with serve_health(health, 0) as port:
-        started = time.monotonic()
         status, body = await _get(port, "/readyz")
-        assert time.monotonic() - started < 2
         assert status == 503
         missing = {"trainer": "no live node", "broker": "ConnectionError", "objects": "no answer within 1 s"}
         assert body == {"status": "not_ready", "missing": missing}
@@ -101,7 +99,7 @@ async def test_mounted_below_another_app_it_still_knows_its_addresses() -> None:
 
 
 async def test_those_who_ask_at_once_share_one_look_and_a_later_one_looks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier_common.kit.health.FRESH_S", 0.2)
+    monkeypatch.setattr("luthier_common.kit.health.FRESH_S", 60)
     health, looks = Health(), 0
 
     async def broker() -> str:
@@ -114,7 +112,7 @@ async def test_those_who_ask_at_once_share_one_look_and_a_later_one_looks_anew(m
     async with serve_health(health, 0) as port:
         answers = await asyncio.gather(*(_get(port, "/readyz") for _ in range(20)))
         assert {body["missing"]["broker"] for _, body in answers} == {"look 1"}
-        await asyncio.sleep(0.3)
+        health._fresh_until_s = 0.0
         assert (await _get(port, "/readyz"))[1]["missing"] == {"broker": "look 2"}
 
 

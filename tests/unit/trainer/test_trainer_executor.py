@@ -12,9 +12,16 @@ from luthier_trainer.workplace import PID_FILE
 
 
 def children_that_name(directory: Path) -> list[int]:
-    lists = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
-    pids = [int(pid) for pids in lists for pid in pids]
-    return [pid for pid in pids if os.fsencode(directory) in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    """Threads and other children may end meanwhile."""
+    lists, found = list[list[str]](), list[int]()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            lists.append(path.read_text().split())
+    for pid in (int(pid) for pids in lists for pid in pids):
+        with suppress(OSError):
+            if os.fsencode(directory) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def open_pipes() -> set[str]:

@@ -31,8 +31,8 @@ time.sleep(60)
 PIECES = """
 import sys, time
 from luthier_trainer.training.watchdog import Watchdog
-dog = Watchdog(stall_after_s=0.1, load_s=30, on_stall=lambda: print("stalled", flush=True))
-work, ahead, files = map(int, sys.argv[1:])
+dog = Watchdog(stall_after_s=1.0, load_s=30, on_stall=lambda: print("stalled", flush=True))
+work, ahead, files = map(int, sys.argv[1:4])
 for _ in range(5):
     dog.beat(work)
     time.sleep(0.05)
@@ -40,7 +40,7 @@ if files:
     dog.beat_before_files()
 else:
     dog.beat(ahead)
-time.sleep(1.5)
+time.sleep(float(sys.argv[4]))
 dog.beat()
 dog.close()
 print("done")
@@ -104,7 +104,8 @@ def test_a_run_without_progress_is_aborted_with_every_stack() -> None:
     ids=["a long row after short ones", "one like those before", "a save", "the first forward of all"],
 )
 def test_a_piece_of_work_may_take_as_long_as_its_tokens_ask(work: int, ahead: int, files: int, code: int) -> None:
-    command = [sys.executable, "-c", PIECES, str(work), str(ahead), str(files)]
+    last_piece_s = 60 if code else 1.5
+    command = [sys.executable, "-c", PIECES, str(work), str(ahead), str(files), str(last_piece_s)]
     done = subprocess.run(command, capture_output=True, timeout=30, check=False)
     assert done.returncode == code
     assert done.stdout == (b"stalled\n" if code else b"done\n")

@@ -40,7 +40,10 @@ class Connections:
     def lost(self, client: Address | None) -> None:
         """A connection has ended; whoever ended it."""
         repeat, answered_s = self._answered.pop(client, (None, 0.0)) if client else (None, 0.0)
-        if repeat is not None and self._clock.monotonic_s() - answered_s <= ENDS_WITHIN_S:
-            marking = asyncio.create_task(repeat.not_answered(from_s=REPEATS_AFTER_S, for_s=REPEATS_WITHIN_S))
+        since_s = self._clock.monotonic_s() - answered_s
+        if repeat is not None and since_s <= ENDS_WITHIN_S:
+            # A busy process sees the end late; the client may have waited since the answer.
+            from_s = max(0.0, REPEATS_AFTER_S - since_s)
+            marking = asyncio.create_task(repeat.not_answered(from_s=from_s, for_s=REPEATS_WITHIN_S))
             self._marking.add(marking)
             marking.add_done_callback(self._marking.discard)
