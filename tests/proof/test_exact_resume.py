@@ -15,7 +15,7 @@ import pytest
 
 from builders.fused_trainer import FusedTrainer
 from builders.jobs import JobStory
-from builders.scale import FULL
+from builders.scale import FULL, scaled
 from builders.trainer_node import World, world_at
 from builders.waiting import until
 from luthier_common.kit.migrate import migrate
@@ -63,7 +63,7 @@ async def trainer(world: World, mongo_url: str) -> AsyncIterator[FusedTrainer]:
     await made.stop()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(scaled(600, 1800))
 @pytest.mark.parametrize("variant", VARIANTS if FULL else SAMPLE, ids=lambda variant: variant.name)
 async def test_a_run_killed_at_seeded_instants_ends_with_the_same_bytes(
     world: World, trainer: FusedTrainer, variant: Variant
