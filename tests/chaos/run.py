@@ -17,10 +17,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from openai import AsyncOpenAI
 
 from builders.bases import make_tiny_base, write_chat_file
 from builders.leftovers import stray_processes
+from builders.real_kafka import real_script
 from builders.real_s3 import supervised_s3
 from builders.rivals import SECOND_HOME, rivals_of
 from builders.stub_trainer import set_pace
@@ -253,7 +255,11 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=None, help="kept afterwards; default: removed when all is well")
     asked = parser.parse_args()
     seed = asked.seed if asked.seed is not None else int.from_bytes(os.urandom(3), "big")
-    with_s3 = asked.objects == "s3"
+    if with_s3 := asked.objects == "s3":
+        try:
+            real_script("s3-up")
+        except pytest.skip.Exception as missing:
+            parser.error(f"--objects s3: {missing}")
     plan = make_plan(seed, asked.seconds, with_s3=with_s3)
     print(f"seed {seed}, {asked.seconds:g} s; the plan:", *plan, sep="\n", flush=True)
     home = asked.home or Path(tempfile.mkdtemp(prefix="luthier-chaos-"))

@@ -1,11 +1,9 @@
 """The room as a process: what killed writers left unfinished goes, what may still be written stays."""
 
-import asyncio
 import os
-import signal
-import sys
 from pathlib import Path
 
+from builders.room_process import room_process
 from builders.waiting import until
 from luthier_common.kit.mongo import Database
 
@@ -27,24 +25,11 @@ async def test_a_registry_removes_what_was_left_unfinished_a_day_ago(
     scratch = tmp_path / "objects" / ".unfinished"
     old = unfinished(scratch, ".part-old", age_s=A_DAY_S + 60)
     fresh = unfinished(scratch, ".part-fresh", age_s=A_DAY_S - 3600)
-    env = {
-        "LUTHIER_HOME": str(tmp_path / "home"),
-        "LUTHIER_MONGO_URL": mongo_url,
-        "LUTHIER_MONGO_DATABASE": database_name,
-        "LUTHIER_KAFKA_URL": kafka_url,
-        "LUTHIER_OBJECTS_URL": f"file://{tmp_path}/objects",
-    }
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "luthier_registry", env=os.environ | env)
+    env = {"LUTHIER_HOME": str(tmp_path / "home"), "LUTHIER_OBJECTS_URL": f"file://{tmp_path}/objects"}
 
     async def is_swept() -> bool:
         return not old.exists()
 
-    try:
+    async with room_process("registry", mongo_url, database_name, kafka_url, env):
         await until(is_swept, within_s=30, what="the old one is removed")
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 20) == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     assert fresh.exists()

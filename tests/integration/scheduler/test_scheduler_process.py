@@ -1,33 +1,20 @@
 """The room as a process: woken by the stream, it places at once, and it ends in order."""
 
 import asyncio
-import os
 import secrets
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from builders.jobs import JobStory
+from builders.room_process import room_process
 from builders.waiting import until
 from luthier_common.journal.relay import Relay
 from luthier_common.kit.clock import SystemClock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.stream import Writer
-
-
-@asynccontextmanager
-async def a_scheduler(env: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "luthier_scheduler", env=os.environ | env)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 @asynccontextmanager
@@ -54,15 +41,9 @@ async def a_relay(db: Database, kafka_url: str) -> AsyncIterator[None]:
 async def test_data_accepted_is_placed_at_once_and_the_room_ends_in_order(
     db: Database, mongo_url: str, database_name: str, kafka_url: str, join: Callable[..., Any], base: str
 ) -> None:
-    env = {
-        "LUTHIER_MONGO_URL": mongo_url,
-        "LUTHIER_MONGO_DATABASE": database_name,
-        "LUTHIER_KAFKA_URL": kafka_url,
-        "LUTHIER_OBJECTS_URL": "file:///unused",
-        "LUTHIER_TICK_S": "20",
-    }
+    env = {"LUTHIER_OBJECTS_URL": "file:///unused", "LUTHIER_TICK_S": "20"}
     await join("node-1", 32)
-    async with a_relay(db, kafka_url), a_scheduler(env) as process:
+    async with a_relay(db, kafka_url), room_process("scheduler", mongo_url, database_name, kafka_url, env):
 
         async def seconds_to_placed() -> float:
             job = await (await JobStory.created(db)).accepted()
@@ -73,8 +54,6 @@ async def test_data_accepted_is_placed_at_once_and_the_room_ends_in_order(
         took_s = [await seconds_to_placed() for _ in range(8)]
         # The first ones meet a room that is still starting; the tick of 20 s alone would never be this quick.
         assert sorted(took_s)[3] < 4, took_s
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 20) == 0
     assert await db["leases"].find_one({"_id": "scheduler", "owner": None}) is not None
 
 

@@ -18,6 +18,7 @@ from luthier_trainer.workplace import PID_FILE
 log = logging.getLogger(__name__)
 LOG_FILE = "child.log"
 _LINE_LIMIT_BYTES = 1 << 20
+_READ_BYTES = 1 << 16
 _KEPT = (
     "PATH",
     "PYTHONPATH",
@@ -131,7 +132,7 @@ class LocalChild:
             os.close(self._progress)
 
     def _feed(self, lines: asyncio.StreamReader) -> None:
-        if content := os.read(self._progress, _LINE_LIMIT_BYTES):
+        if content := os.read(self._progress, _READ_BYTES):
             lines.feed_data(content)
         else:
             asyncio.get_running_loop().remove_reader(self._progress)
