@@ -16,6 +16,7 @@ from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import advance
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
+from luthier_file_validator.jobs import HORIZON
 
 Make = Callable[..., Any]
 
@@ -71,6 +72,40 @@ async def test_a_good_file_is_processed_and_its_tokens_are_counted(
     doc = await moved_on(db, "files", file_id, "uploaded", await make_validator())
     assert (doc["status"], doc["verdict"]["valid"], doc["verdict"]["num_examples"]) == ("processed", True, 12)
     assert doc["verdict"]["num_tokens"] > 12 * 10
+
+
+async def test_many_jobs_on_one_file_read_it_once(
+    db: Database, objects: ObjectStore, make_validator: Make, upload: Make, base: str
+) -> None:
+    validator = await make_validator()
+    file_id = await upload(jsonl(*good_rows(12)))
+    await moved_on(db, "files", file_id, "uploaded", validator)
+    first = await a_job(db, training_file=file_id)
+    accepted = await moved_on(db, "jobs", first.id, "checking", validator)
+    file = await db["files"].find_one({"_id": file_id})
+    assert file is not None
+    await objects.delete(file["object_key"])
+    again = await a_job(db, training_file=file_id)
+    known = await moved_on(db, "jobs", again.id, "checking", validator)
+    assert known["phase"] == accepted["phase"] == "waiting"
+    assert known["datasets"] == accepted["datasets"]
+    shorter = await a_job(db, training_file=file_id, hyperparameters=Hyperparameters(context_length=64))
+    other_rules = await moved_on(db, "jobs", shorter.id, "checking", validator)
+    assert other_rules["error"]["code"] == "storage", "by other rules the file is read again"
+
+
+async def test_work_is_found_behind_any_number_of_jobs_whose_files_have_no_verdict_yet(
+    db: Database, make_validator: Make, upload: Make, base: str
+) -> None:
+    validator = await make_validator()
+    file_id = await upload(jsonl(*good_rows(12)))
+    await moved_on(db, "files", file_id, "uploaded", validator)
+    early = await a_job(db, training_file=await upload(jsonl(*good_rows(12))))
+    doc = await early.doc() | {"outbox": [], "unsent": False, "pend": False}
+    await db["jobs"].insert_many([doc | {"_id": f"{early.id}-{count:05d}"} for count in range(HORIZON + 100)])
+    late = await a_job(db, training_file=file_id)
+    assert (await moved_on(db, "jobs", late.id, "checking", validator.jobs))["phase"] == "waiting"
+    assert await db["jobs"].count_documents({"phase": "checking"}) == HORIZON + 101
 
 
 async def test_without_a_base_the_number_of_tokens_is_unknown(db: Database, make_validator: Make, upload: Make) -> None:

@@ -11,12 +11,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.waiting import until
+
 HEAD = """
-import asyncio, time, threading
+import asyncio, os, time, threading
 from contextlib import asynccontextmanager
 from luthier_common.kit.room import Room, run_room
 
@@ -290,21 +293,25 @@ run_room("api", main)
     assert lines[-1]["message"] == "stopped"
 
 
-async def test_health_is_served_and_says_what_is_missing(free_port: Callable[[], int]) -> None:
+async def test_health_is_served_and_says_what_is_missing(free_port: Callable[[], int], tmp_path: Path) -> None:
     port = free_port()
+    opened = tmp_path / "opened"
     process = _start(
         """
 async def main(room):
     async def no_node():
         return "no live node"
     room.health.require("trainer", no_node)
-    say("up")
-    await room.stopping.wait()
+    say("opening")
+    while not os.path.exists(os.environ["OPENED"]):
+        await asyncio.sleep(0.02)
+    room.spawn("idle", room.stopping.wait())
 run_room("scheduler", main)
 """,
         LUTHIER_HEALTH_PORT=str(port),
+        OPENED=str(opened),
     )
-    await asyncio.to_thread(_wait_for, process, "up")
+    await asyncio.to_thread(_wait_for, process, "opening")
 
     def get(path: str) -> tuple[int, Any]:
         try:
@@ -316,7 +323,15 @@ run_room("scheduler", main)
 
     assert await asyncio.to_thread(get, "/healthz") == (200, {"status": "ok"})
     status, body = await asyncio.to_thread(get, "/readyz")
-    assert (status, body["missing"]) == (503, {"trainer": "no live node"})
+    assert (status, body["missing"]) == (503, {"room": "starting"})
+    opened.touch()
+
+    async def missing() -> Any:
+        status, body = await asyncio.to_thread(get, "/readyz")
+        assert status == 503
+        return None if body["missing"] == {"room": "starting"} else body["missing"]
+
+    assert await until(missing, what="the room has started") == {"trainer": "no live node"}
     took_s, _, _ = await asyncio.to_thread(_end, process)
     assert process.returncode == 0
     assert took_s < 4

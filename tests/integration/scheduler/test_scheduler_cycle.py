@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from builders.jobs import JobStory, make_blob, make_spec
 from luthier_common.contract import events as f
 from luthier_common.contract.reasons import FailureReason
 from luthier_common.kit.mongo import Database, Doc
-from luthier_scheduler.cycle import MAX_REASONS, Cycle
+from luthier_scheduler.cycle import HEAD, MAX_REASONS, Cycle
 from luthier_scheduler.leader import LEASE, Leader
 
 MakeCycle = Callable[..., Cycle]
@@ -94,6 +95,51 @@ async def test_who_waits_is_told_why_and_where_in_the_queue(
     clock.now_s += 1
     await cycle.run()
     assert (await jobs[2].doc())["seq"] == seq, "an unchanged reason is no fact"
+
+
+async def many_more(db: Database, job: JobStory, number: int) -> None:
+    """So many jobs like this one, which wait behind it."""
+    doc = await job.doc() | {"outbox": [], "unsent": False, "pend": False}
+    later = [doc["created_at"] + timedelta(milliseconds=1 + count) for count in range(number)]
+    await db["jobs"].insert_many(
+        [doc | {"_id": f"{job.id}-{count:05d}", "created_at": created_at} for count, created_at in enumerate(later)]
+    )
+
+
+async def test_of_a_long_queue_everybody_is_told_why_and_the_first_where(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str, clock: Any
+) -> None:
+    job = await (await JobStory.created(db)).accepted()
+    await many_more(db, job, HEAD + MAX_REASONS)
+    cycle = make_cycle()
+    for _ in range(HEAD // MAX_REASONS + 2):
+        clock.now_s += 1
+        await cycle.run()
+    assert await db["jobs"].count_documents({"queue.reason": "no_nodes"}) == HEAD + MAX_REASONS + 1
+    assert await db["jobs"].count_documents({"queue.position": {"$gte": 1}}) == HEAD
+    await join("node-1")
+    for _ in range(HEAD // MAX_REASONS + 2):
+        await cycle.run()
+    clock.now_s += 1
+    await cycle.run()
+    assert (await job.doc())["phase"] == "placed"
+    assert await db["jobs"].count_documents({"queue.reason": "no_free_slots"}) == HEAD + MAX_REASONS
+    told = await db["jobs"].find({"queue.position": {"$gte": 1}}).sort("created_at", 1).to_list(None)
+    assert [doc["queue"]["position"] for doc in told] == list(range(1, HEAD + 1))
+
+
+async def test_a_free_slot_is_offered_behind_any_number_of_jobs_that_cannot_use_it(
+    db: Database, make_cycle: MakeCycle, join: Join, base: str
+) -> None:
+    large = await (await JobStory.created(db, spec=make_spec(resources={"num_slots": 2}))).accepted()
+    await many_more(db, large, HEAD + 100)
+    small = await (await JobStory.created(db)).accepted()
+    last = {"created_at": datetime.now(UTC) + timedelta(days=1)}
+    await db["jobs"].update_one({"_id": small.id}, {"$set": last})
+    await join("node-1", 1)
+    await make_cycle().run()
+    assert (await small.doc())["phase"] == "placed"
+    assert await db["jobs"].count_documents({"phase": "waiting"}) == HEAD + 101
 
 
 async def test_many_schedulers_at_once_place_each_job_once_and_share_no_slot(
@@ -224,7 +270,7 @@ async def test_an_outage_of_the_database_is_not_silence(
     await job.started()
     await pass_ttl(cycle, clock, seconds=2.0)
 
-    async def no_answer() -> None:
+    async def no_answer(_most: int) -> None:
         raise ConnectionFailure("the database is away")
 
     monkeypatch.setattr(cycle._store, "read_snapshot", no_answer)

@@ -56,7 +56,9 @@ async def main(room: Room) -> None:
     await start(room, process, writer, reader, instance)
     answering_s = settings.stop_grace_s + LAST_WORDS_S
     room.stop_after_s = max(room.stop_after_s, answering_s + CLOSING_S)
-    room.spawn("http", serve(room, process, build_app(process)), grace_s=answering_s + LAST_WORDS_S)
+    server = make_server(process, build_app(process))
+    room.health.require("http", server.check)
+    room.spawn("http", serve(room, process, server), grace_s=answering_s + LAST_WORDS_S)
 
 
 async def open_process(room: Room, settings: ApiSettings) -> Process:
@@ -77,12 +79,19 @@ async def open_process(room: Room, settings: ApiSettings) -> Process:
     )
 
 
-async def serve(room: Room, process: Process, app: Litestar) -> None:
-    """Serve HTTP until the room stops.
+class _Server(uvicorn.Server):
+    """Signals belong to the room."""
 
-    What is being answered then has a grace. After it answers that engines still make break off, and say so; all else,
-    such as a file on its way in or out, is cut.
-    """
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def check(self) -> str | None:
+        """For readiness: it is later than all else that the room opens."""
+        return None if self.started else "it does not listen yet"
+
+
+def make_server(process: Process, app: Litestar) -> _Server:
     settings = process.settings
     config = uvicorn.Config(
         app,
@@ -99,7 +108,16 @@ async def serve(room: Room, process: Process, app: Litestar) -> None:
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.stop_grace_s + LAST_WORDS_S,
     )
-    server = _Server(config)
+    return _Server(config)
+
+
+async def serve(room: Room, process: Process, server: _Server) -> None:
+    """Serve HTTP until the room stops.
+
+    What is being answered then has a grace. After it answers that engines still make break off, and say so; all else,
+    such as a file on its way in or out, is cut.
+    """
+    settings = process.settings
     serving = asyncio.create_task(server.serve(), name="uvicorn")
     stopping = asyncio.create_task(room.stopping.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,14 +140,6 @@ def _protocol(process: Process) -> type[asyncio.Protocol]:
             process.around.connections.lost(self.client)
 
     return Watched
-
-
-class _Server(uvicorn.Server):
-    """Signals belong to the room."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from luthier_api.around.process import Around
 from luthier_api.domain import DialectName, Principal, Scope, View
 from luthier_api.idempotency import Ids, read_patience, read_retry
 from luthier_api.keys import KeyRing
-from luthier_api.middleware import STRICT_HEADER, key_of, request_id_of
+from luthier_api.middleware import STRICT_HEADER, header_of, key_of, request_id_of
 from luthier_api.services.api_keys import KeyService
 from luthier_api.services.creation import JobCreation, Sent
 from luthier_api.services.deletion import JobDeletion
@@ -95,8 +95,8 @@ class Services:
     @cached_property
     def view(self) -> View:
         dialect: DialectName = self._request.route_handler.opt.get(DIALECT, "openai")
-        asked = self._request.headers.get(STRICT_HEADER)
-        return View(dialect, is_strict=self._request.user.is_strict if asked is None else asked.lower() == "true")
+        asked = header_of(self._request.scope, STRICT_HEADER.encode())
+        return View(dialect, is_strict=self._request.user.is_strict if asked is None else asked.lower() == b"true")
 
     @cached_property
     def is_retry(self) -> bool:

@@ -2,12 +2,10 @@
 
 import random
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from litestar.connection import ASGIConnection
-from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import ASGIMiddleware
@@ -28,8 +26,10 @@ FILTERS = "filters_metadata"
 API_VERSIONS = "api_versions"
 STRICT_HEADER = "x-luthier-strict"
 KEY_HEADERS = (b"x-api-key", b"api-key")
+ON_BEHALF_OF = b"x-on-behalf-of"
 MAX_END_USER = 256
 _ID = "request_id"
+_HEADERS = "headers"
 _ids = random.Random()
 """Ids name requests and guard nothing: asking the kernel for each would let go of the interpreter's lock each time."""
 _duration = meter().create_histogram("http.server.request.duration", "s", "How long requests took, to their last byte")
@@ -46,8 +46,7 @@ def request_id_of(scope: Scope) -> str:
 async def add_request_id(message: Message, scope: Scope) -> None:
     """Put `x-request-id` on every answer, errors and unknown addresses included."""
     if message["type"] == "http.response.start" and scope["type"] == ScopeType.HTTP:
-        headers = MutableScopeHeaders.from_message(message)
-        headers["x-request-id"] = request_id_of(scope)
+        message["headers"] = [*message["headers"], (b"x-request-id", request_id_of(scope).encode())]
 
 
 class Tracing(ASGIMiddleware):
@@ -106,8 +105,11 @@ class Authentication(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         key = key_of(scope)
-        is_over = not (key and self._keys.has_seen(key)) and self._failed.is_over(scope)
-        async with self._failed.turn() if is_over and key else nullcontext():
+        is_over = self._failed.is_over(scope) and not (key and self._keys.has_seen(key))
+        if is_over and key:
+            async with self._failed.turn():
+                principal = await self._keys.principal(key)
+        else:
             principal = await self._keys.principal(key) if key else None
         if principal is None:
             if is_over:
@@ -115,7 +117,8 @@ class Authentication(ASGIMiddleware):
             self._failed.count(scope)
             message = "Incorrect API key provided." if key else "No API key provided: send it as a Bearer token."
             raise ApiError(ErrorCode.INVALID_API_KEY, message, headers={"www-authenticate": "Bearer"})
-        scope["user"] = _on_behalf_of(principal, headers_of(scope, b"x-on-behalf-of"))
+        asked = headers_of(scope, ON_BEHALF_OF) if header_of(scope, ON_BEHALF_OF) is not None else set()
+        scope["user"] = _on_behalf_of(principal, asked)
         await next_app(scope, receive, send)
 
 
@@ -203,4 +206,9 @@ def headers_of(scope: Scope, name: bytes) -> set[bytes]:
 
 
 def header_of(scope: Scope, name: bytes) -> bytes | None:
-    return next((value for key, value in scope["headers"] if key == name), None)
+    """The first value of a header."""
+    state: dict[str, Any] = scope["state"]
+    if _HEADERS not in state:
+        state[_HEADERS] = dict(reversed(list(scope["headers"])))
+    found: bytes | None = state[_HEADERS].get(name)
+    return found

@@ -4,6 +4,8 @@ import fcntl
 import logging
 import os
 import shutil
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -23,10 +25,25 @@ from luthier_file_validator.verdicts import Crash, crash_problem, storage_proble
 
 log = logging.getLogger(__name__)
 PREFIX = "check-"
+MAX_KEPT_REPORTS = 256
+MAX_KEPT_FINDINGS = 100
+"""Reports with more are not kept, so that all of them take little memory."""
 
 
 class CheckFaultError(TransientError):
     """The machine, not the file, ended a check: a full disk, say, or memory that others took."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a file is checked by, beside the limits of every check. `bundle` holds a base's text files, by digest."""
+
+    bundle: Path | None
+    min_examples: int
+    max_examples: int | None = None
+    file_role: str = "The"
+    max_length: int | None = None
+    on_overlength: OnOverlength = "error"
 
 
 class Checker:
@@ -36,6 +53,7 @@ class Checker:
         self._root = settings.home.absolute() / "file-validator"
         self._scratch = self._root
         self._bases = settings.home.absolute() / "bases"
+        self._known: OrderedDict[tuple[str, Rules], CheckReport] = OrderedDict()
 
     def prepare(self) -> None:
         """Make a scratch directory of this process's own, and drop those of processes that are gone."""
@@ -64,22 +82,24 @@ class Checker:
             log.warning("the base cannot be used: %s", error.code, extra={"base": base})
             return None
 
-    async def check(
-        self,
-        file: Doc,
-        *,
-        lease_name: str,
-        bundle: Path | None,
-        min_examples: int,
-        max_examples: int | None = None,
-        file_role: str = "The",
-        max_length: int | None = None,
-        on_overlength: OnOverlength = "error",
-    ) -> CheckReport | Problem:
+    async def check(self, file: Doc, rules: Rules, *, lease_name: str) -> CheckReport | Problem:
         """The report of a stored file, or the problem that kept it from being read to its end.
 
-        CheckFaultError when the machine kept it from that, which is a problem only after some tries, or has no room.
+        A file is read once by the same rules, so that many jobs on it wait for one check. CheckFaultError when the
+        machine kept it from that, which is a problem only after some tries, or has no room.
         """
+        key = (file["_id"], rules)
+        if (known := self._known.get(key)) is not None:
+            self._known.move_to_end(key)
+            return known
+        report = await self._read(file, rules, lease_name)
+        if isinstance(report, CheckReport) and len(report.findings) <= MAX_KEPT_FINDINGS:
+            self._known[key] = report
+            if len(self._known) > MAX_KEPT_REPORTS:
+                self._known.popitem(last=False)
+        return report
+
+    async def _read(self, file: Doc, rules: Rules, lease_name: str) -> CheckReport | Problem:
         self._require_room(file["bytes"])
         time_factor = self._settings.time_factor(file["bytes"])
         with TemporaryDirectory(dir=self._scratch) as name:
@@ -93,15 +113,15 @@ class Checker:
             spec = CheckSpec(
                 path=str(folder / "file.jsonl"),
                 report_path=str(folder / "report.json"),
-                min_examples=min_examples,
-                max_examples=max_examples,
+                min_examples=rules.min_examples,
+                max_examples=rules.max_examples,
                 max_findings=self._settings.max_findings,
                 memory_bytes=self._settings.check_memory_bytes,
                 cpu_s=int(self._settings.check_cpu_s * time_factor),
-                file_role=file_role,
-                bundle=str(bundle) if bundle is not None else None,
-                max_length=max_length,
-                on_overlength=on_overlength,
+                file_role=rules.file_role,
+                bundle=str(rules.bundle) if rules.bundle is not None else None,
+                max_length=rules.max_length,
+                on_overlength=rules.on_overlength,
             )
             report = await run_check(spec, folder, wall_s=self._settings.check_wall_s * time_factor)
         if report is Crash.INTERNAL:

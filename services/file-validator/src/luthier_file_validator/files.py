@@ -8,7 +8,7 @@ from itertools import islice, zip_longest
 from luthier_common.contract.events import FileValidated, Problem
 from luthier_common.kit import ledger
 from luthier_common.kit.failpoints import failpoint
-from luthier_file_validator.checker import Checker
+from luthier_file_validator.checker import Checker, Rules
 from luthier_file_validator.store import Store
 from luthier_file_validator.verdicts import FINE_TUNE, crash_report, file_verdict
 from luthier_file_validator.workers import Waiting, Workers
@@ -33,6 +33,7 @@ class FileLoop:
     async def look(self) -> None:
         """Start what is to be done; does not wait for checks."""
         held = await self._store.held_leases("validate/")
+        self._workers.forget_offers()
         unread: dict[str, list[str]] = {}
         async for page in self._store.uploaded_files():
             for file in page:
@@ -55,7 +56,7 @@ class FileLoop:
             return
         bundle = await self._checker.find_bundle(self._default_base)
         # How few are too few is the job's business; a file needs one example to be a data file at all.
-        found = await self._checker.check(file, lease_name=lease_name, bundle=bundle, min_examples=1)
+        found = await self._checker.check(file, Rules(bundle, min_examples=1), lease_name=lease_name)
         problem = found if isinstance(found, Problem) else None
         report = crash_report(found) if isinstance(found, Problem) else found
         key = f"{file['org']}/{file['project']}/files/{file_id}{ledger.REPORT}"

@@ -1,6 +1,8 @@
 """The second loop: a job's files are read with the job's own base, as the trainer will read them."""
 
 import logging
+import math
+import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ from luthier_common.contract.spec import JobSpec
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.telemetry import span_of, use_traceparent
-from luthier_file_validator.checker import Checker
+from luthier_file_validator.checker import Checker, Rules
 from luthier_file_validator.checks import CheckReport, RowRule
 from luthier_file_validator.settings import FileValidatorSettings
 from luthier_file_validator.store import Store
@@ -29,6 +31,9 @@ from luthier_file_validator.verdicts import (
 from luthier_file_validator.workers import Waiting, Workers
 
 log = logging.getLogger(__name__)
+HORIZON = 2000
+"""So many of the oldest jobs are looked at each time, for rejections and for the projects that take turns."""
+LOOK_AGAIN_S = 1.0
 
 
 class JobLoop:
@@ -37,10 +42,26 @@ class JobLoop:
         self._checker = checker
         self._workers = workers
         self._settings = settings
+        self._looked_at_s = -math.inf
 
     async def look(self) -> None:
-        """Reject what can never be read, start what can be read now; does not wait for checks."""
+        """Reject what can never be read, start what can be read now; does not wait for checks.
+
+        While work that was found waits for a place, the jobs are looked at now and then only: of many that wait, each
+        look would take longer than the checks that it starts.
+        """
+        self._workers.start()
+        if self._workers.has_offers and time.monotonic() - self._looked_at_s < LOOK_AGAIN_S:
+            return
+        await self._find_work()
+        self._workers.start()
+        self._looked_at_s = time.monotonic()
+
+    async def _find_work(self) -> None:
+        """Among the oldest jobs, and on until there is any."""
         held = await self._store.held_leases("check/")
+        self._workers.forget_offers()
+        num_looked_at = 0
         async for page in self._store.checking_jobs():
             files = await self._store.read_files(_named_files(page))
             for job in page:
@@ -49,7 +70,9 @@ class JobLoop:
                 except (ValueError, LookupError, TypeError):
                     # One job that cannot be read must not keep all others from being checked.
                     log.exception("the job cannot be checked", extra={"job_id": job["_id"]})
-        self._workers.start()
+            num_looked_at += len(page)
+            if num_looked_at >= HORIZON and self._workers.has_offers:
+                break
 
     async def _look_at(self, job: Doc, files: dict[str, Doc], held: set[str]) -> None:
         wanted = files_of(JobSpec.model_validate(job["spec"]))
@@ -99,16 +122,15 @@ class JobLoop:
     ) -> Doc | None:
         """Read one file and state its numbers; None when the job was rejected, or is no longer being checked."""
         is_training = role == "training"
-        found = await self._checker.check(
-            file,
-            lease_name=f"check/{job['_id']}",
-            bundle=bundle,
+        rules = Rules(
+            bundle,
             min_examples=self._settings.min_examples if is_training else 1,
             max_examples=self._settings.max_examples if is_training else None,
             file_role=role.capitalize(),
             max_length=rows.max_length,
             on_overlength=rows.on_overlength,
         )
+        found = await self._checker.check(file, rules, lease_name=f"check/{job['_id']}")
         problem = found.model_copy(update={"param": f"{role}_file"}) if isinstance(found, Problem) else None
         report = crash_report(found) if isinstance(found, Problem) else found
         if not is_training and files[job["spec"]["training_file"]]["sha256"] == file["sha256"]:

@@ -24,6 +24,8 @@ from luthier_file_validator.checker import CheckFaultError
 log = logging.getLogger(__name__)
 FIRST_REST_S, MAX_REST_S = 5.0, 600.0
 MAX_REST_IN_OUTAGE_S = 30.0
+MAX_OFFERS = 20
+"""Of one queue; more are found when these have had their turns."""
 LARGE_BYTES = 50 * 1024 * 1024
 """More is read for a minute or longer."""
 
@@ -70,16 +72,24 @@ class Workers:
         """Let it wait for a place, unless it is being done, or failed just now."""
         name, queue = waiting.lease_name, (waiting.project, waiting.is_large)
         is_resting = self._rests.is_resting(name) or self._rests_in_outage.is_resting(name)
-        if name not in self._running and not is_resting and len(self._waiting.get(queue, ())) < self._limit:
+        if name not in self._running and not is_resting and len(self._waiting.get(queue, ())) < MAX_OFFERS:
             self._waiting.setdefault(queue, {})[name] = waiting
 
     def start(self) -> None:
-        """Give the free places to what was offered since the last call; what gets none has to be offered again."""
+        """Give the free places to what was offered; what gets none waits for the next call."""
         while len(self._running) < self._limit and (queue := self._next_queue()) is not None:
             self._last_turns[queue] = next(self._turns)
             waiting = self._waiting[queue]
             self._begin(waiting.pop(next(iter(waiting))), queue)
+
+    def forget_offers(self) -> None:
+        """What waits is about to be offered anew."""
         self._waiting.clear()
+
+    @property
+    def has_offers(self) -> bool:
+        """Whether something waits for a place."""
+        return any(self._waiting.values())
 
     def _next_queue(self) -> Queue | None:
         """Of those that wait the project with the fewest places, then the one that was not served for longest."""

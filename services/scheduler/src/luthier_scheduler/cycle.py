@@ -11,7 +11,7 @@ from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.telemetry import span_of
-from luthier_scheduler.decide import Decision, Placement, Wait, WaitingJob, decide
+from luthier_scheduler.decide import Decision, Placement, Wait, WaitingJob, decide, usual_reason
 from luthier_scheduler.settings import SchedulerSettings
 from luthier_scheduler.store import Snapshot, Store
 from luthier_scheduler.telemetry import say_resting
@@ -22,6 +22,10 @@ REST_S = 60.0
 MAX_REASONS = 200
 """Told in one cycle; the rest are news the next time. A cycle must stay short: it also watches leases."""
 REASONS_AT_ONCE = 16
+HEAD = 1000
+"""So much of the queue is looked at, and has positions, while no slot is free behind it."""
+FURTHER = 4
+"""Where one is, so many times as much is read the next time, until the queue or the free slots end."""
 
 
 class Cycle:
@@ -43,16 +47,10 @@ class Cycle:
     async def run(self) -> None:
         """Do one cycle. Raises a driver error when the database is away; what was decided may then stand half done."""
         try:
-            snapshot = await self._store.read_snapshot()
+            snapshot, decision = await self._look(HEAD)
             await failpoint("scheduler.after_snapshot")
             await self._lose_silent_runs(snapshot)
             await self._lose_silent_nodes(snapshot)
-            decision = decide(
-                self._placeable(snapshot.waiting),
-                snapshot.nodes,
-                max_strikes=self._settings.max_strikes,
-                retry_rest_s=self._settings.retry_rest_s,
-            )
             self._note_resting(decision.resting_nodes)
             await self._fail_exhausted(decision)
             await self._place(decision)
@@ -61,6 +59,23 @@ class Cycle:
         except Exception:
             self.forget()
             raise
+
+    async def _look(self, most: int) -> tuple[Snapshot, Decision]:
+        """As much of the queue as free slots reach, and of what stands behind that, who is to be told a reason."""
+        rest_s = self._settings.retry_rest_s
+        snapshot = await self._store.read_snapshot(most)
+        behind: tuple[WaitingJob, ...] = ()
+        if snapshot.is_cut:
+            usual = usual_reason(snapshot.nodes, rest_s)
+            behind = await self._store.read_behind(snapshot.waiting, usual, MAX_REASONS)
+        decision = decide(
+            self._placeable(snapshot.waiting),
+            snapshot.nodes,
+            max_strikes=self._settings.max_strikes,
+            retry_rest_s=rest_s,
+            behind=behind,
+        )
+        return await self._look(most * FURTHER) if snapshot.is_cut and decision.has_room else (snapshot, decision)
 
     async def _lose_silent_runs(self, snapshot: Snapshot) -> None:
         held = {(run.job_id, run.attempt): run for run in snapshot.held}
@@ -164,14 +179,16 @@ class Cycle:
             self._positions_at_s is not None and now_s - self._positions_at_s < self._settings.position_interval_s
         )
         moved = _from_first_moved(decision.waits)
-        if is_early or not moved:
+        if is_early or moved is None:
             return
         self._positions_at_s = now_s
         await failpoint("scheduler.before_positions")
-        await self._store.write_positions([wait.job_id for wait in moved], first=moved[0].position)
+        first, job_ids = moved
+        await self._store.write_positions(job_ids, first=first)
 
 
-def _from_first_moved(waits: tuple[Wait, ...]) -> tuple[Wait, ...]:
-    """The end of the queue in which positions changed."""
-    first = next((number for number, wait in enumerate(waits) if wait.is_moved), len(waits))
-    return waits[first:]
+def _from_first_moved(waits: tuple[Wait, ...]) -> tuple[int, list[str]] | None:
+    """The first position that changed, and the jobs from there on; None where none did."""
+    counted = [wait for wait in waits if wait.position is not None]
+    first = next((number for number, wait in enumerate(counted) if wait.is_moved), None)
+    return None if first is None else (first + 1, [wait.job_id for wait in counted[first:]])

@@ -64,12 +64,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class Wait:
-    """`position` counts from 1; `is_news` when the reason is another than the job was last told."""
+    """`position` counts from 1, None where it was not counted; `is_news` when the job was last told another reason."""
 
     job_id: str
     reason: Reason
     message: str
-    position: int
+    position: int | None
     is_news: bool
     is_moved: bool
 
@@ -80,16 +80,24 @@ class Decision:
     placements: tuple[Placement, ...]
     waits: tuple[Wait, ...]
     resting_nodes: frozenset[str] = frozenset()
+    has_room: bool = False
+    """A slot is left that none of these jobs could use, and another one might."""
 
 
 def decide(
-    jobs: Sequence[WaitingJob], nodes: Sequence[TrainerNode], *, max_strikes: int, retry_rest_s: float
+    jobs: Sequence[WaitingJob],
+    nodes: Sequence[TrainerNode],
+    *,
+    max_strikes: int,
+    retry_rest_s: float,
+    behind: Sequence[WaitingJob] = (),
 ) -> Decision:
     """Place what fits, in order of priority and age; nobody overtakes the first job that waits on the node it keeps.
 
-    What has just failed rests: a job after each strike, a node when its last runs failed, of several jobs.
+    What has just failed rests: a job after each strike, a node when its last runs failed, of several jobs. `behind` are
+    jobs further back than the free slots reach: they are only told why they wait.
     """
-    exhausted = tuple(job.id for job in jobs if job.strikes >= max_strikes)
+    exhausted = tuple(job.id for job in (*jobs, *behind) if job.strikes >= max_strikes)
     queue = sorted(
         (job for job in jobs if job.strikes < max_strikes), key=lambda job: (-job.priority, job.created_at, job.id)
     )
@@ -114,8 +122,20 @@ def decide(
         waits.append(Wait(job.id, reason, message, position, reason != job.reason, position != job.position))
         if kept is None and (kept := _node_to_keep(job, usable)) is not None:
             del open_nodes[kept.id]
+    for job in (job for job in behind if job.strikes < max_strikes):
+        reason, message = _why(job, largest, largest_awake, _rest_s(job.strikes, retry_rest_s) if job.strikes else 0.0)
+        waits.append(Wait(job.id, reason, message, None, reason != job.reason, is_moved=False))
     resting = frozenset(node.id for node in nodes) - {node.id for node in awake}
-    return Decision(exhausted, tuple(placements), tuple(waits), resting)
+    has_room = any(node.free for node in open_nodes.values())
+    return Decision(exhausted, tuple(placements), tuple(waits), resting, has_room)
+
+
+def usual_reason(nodes: Sequence[TrainerNode], retry_rest_s: float) -> Reason:
+    """Why a job of one slot that never failed waits, where no slot is free."""
+    awake = [node for node in nodes if not _is_resting(node, retry_rest_s)]
+    if awake:
+        return Reason.NO_FREE_SLOTS
+    return Reason.NODES_REST if _largest(nodes) else Reason.NO_NODES
 
 
 def _rest_s(strikes: int, base_s: float) -> float:

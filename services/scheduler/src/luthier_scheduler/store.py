@@ -3,7 +3,7 @@
 import asyncio
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,10 @@ ACTOR = Actor(room="scheduler")
 _POSITIONS_AT_ONCE = 500
 _NOW: Doc = {"now": "$$NOW"}
 """The database's time, beside the document as it was read."""
+_WAITING: Doc = _NOW | dict.fromkeys(
+    ("created_at", "attempt", "strikes", "struck", "queue", "spec.priority", "spec.resources"), 1
+)
+_HELD_RUN: Doc = dict.fromkeys(("attempt", "last_step", "lease"), 1)
 
 
 @dataclass(frozen=True)
@@ -35,47 +39,49 @@ class HeldRun:
 
 @dataclass(frozen=True)
 class Snapshot:
+    """`is_cut`: more jobs wait than these, which are the first of the queue."""
+
     waiting: tuple[WaitingJob, ...]
     held: tuple[HeldRun, ...]
     nodes: tuple[TrainerNode, ...]
     """Live trainer nodes that take jobs."""
     renewals: dict[str, Any] = field(default_factory=dict)
     """Of every live node of any role, by its id: the renewal as it was read."""
+    is_cut: bool = False
 
 
 class Store:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def read_snapshot(self) -> Snapshot:
-        """Jobs that wait or hold slots, and live nodes."""
-        jobs, nodes = await asyncio.gather(self._read_jobs(), self._read_nodes())
+    async def read_snapshot(self, most: int) -> Snapshot:
+        """So many of the jobs that wait, those that hold slots, and live nodes."""
+        waiting, held, nodes = await asyncio.gather(self._read_head(most + 1), self._read_held(), self._read_nodes())
         return Snapshot(
-            waiting=tuple(_waiting(job) for job in jobs if job["phase"] == "waiting"),
-            held=tuple(
-                HeldRun(job["_id"], job["attempt"], job.get("last_step"), job.get("lease"))
-                for job in jobs
-                if job["phase"] != "waiting"
-            ),
+            waiting=tuple(_waiting(job) for job in waiting[:most]),
+            held=tuple(HeldRun(job["_id"], job["attempt"], job.get("last_step"), job.get("lease")) for job in held),
             nodes=tuple(_node(node) for node in nodes if node["role"] == "trainer" and not node.get("draining")),
             renewals={node["_id"]: node.get("renewed_at") for node in nodes},
+            is_cut=len(waiting) > most,
         )
 
-    async def _read_jobs(self) -> list[Doc]:
-        fields = (
-            "phase",
-            "created_at",
-            "attempt",
-            "strikes",
-            "struck",
-            "queue",
-            "lease",
-            "last_step",
-            "spec.priority",
-            "spec.resources",
-        )
-        found = self._db["jobs"].find({"phase": {"$in": ["waiting", *HELD]}}, dict.fromkeys(fields, 1) | _NOW)
-        return await found.to_list(None)
+    async def _read_head(self, most: int) -> list[Doc]:
+        """The first of the queue, in the order in which `decide` goes."""
+        order = [("spec.priority", -1), ("created_at", 1), ("_id", 1)]
+        return await self._db["jobs"].find({"phase": "waiting"}, _WAITING).sort(order).limit(most).to_list(None)
+
+    async def read_behind(self, head: Collection[WaitingJob], usual: str, most: int) -> tuple[WaitingJob, ...]:
+        """So many of the jobs behind the head that are not told the usual reason: first those that were told none.
+
+        Were there more whose own reason is another, a reason that is out of date could hide behind them until its job
+        stands in the head.
+        """
+        query = {"phase": "waiting", "queue.reason": {"$ne": usual}, "_id": {"$nin": [job.id for job in head]}}
+        found = self._db["jobs"].find(query, _WAITING).sort([("queue.reason", 1), ("_id", 1)]).limit(most)
+        return tuple(_waiting(job) for job in await found.to_list(None))
+
+    async def _read_held(self) -> list[Doc]:
+        return await self._db["jobs"].find({"phase": {"$in": HELD}}, _HELD_RUN).to_list(None)
 
     async def _read_nodes(self) -> list[Doc]:
         fields = ("role", "slots.index", "slots.holder", "draining", "renewed_at", "struck")

@@ -41,6 +41,7 @@ class Health:
         self._stale_after_s: dict[str, float] = {}
         self._looking: asyncio.Task[dict[str, str]] | None = None
         self._fresh_until_s = 0.0
+        self.starting = False
         self.stopping = False
 
     def require(self, name: str, check: Check) -> None:
@@ -69,8 +70,8 @@ class Health:
 
     async def missing(self) -> dict[str, str]:
         """What keeps this process from working, by name; empty when it is ready. Whoever asks meanwhile shares it."""
-        if self.stopping:
-            return {"room": "stopping"}
+        if self.starting or self.stopping:
+            return {"room": "starting" if self.starting else "stopping"}
         if self._looking is None or (self._looking.done() and time.monotonic() > self._fresh_until_s):
             self._looking = asyncio.create_task(self._look(), name="readiness")
         return await asyncio.shield(self._looking)

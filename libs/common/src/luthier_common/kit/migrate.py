@@ -78,6 +78,16 @@ INDEXES: dict[str, list[IndexModel]] = {
             partialFilterExpression={"phase": {"$in": ["checking", "waiting"]}},
         ),
         IndexModel(
+            [("spec.priority", DESCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)],
+            name="queue",
+            partialFilterExpression={"phase": "waiting"},
+        ),
+        IndexModel(
+            [("queue.reason", ASCENDING), ("_id", ASCENDING)],
+            name="told",
+            partialFilterExpression={"phase": "waiting"},
+        ),
+        IndexModel(
             [("project", ASCENDING), ("model_name", ASCENDING)],
             name="by_model_name",
             partialFilterExpression={"model_name": {"$exists": True}},

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import TypeAlias
 
@@ -72,6 +73,7 @@ def is_measuring() -> bool:
     return bool(asked_exporters(os.environ)["metrics"])
 
 
+@cache
 def tracer() -> trace.Tracer:
     """The tracer of this code base."""
     return trace.get_tracer(_SCOPE)

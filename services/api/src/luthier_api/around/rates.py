@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,6 +40,7 @@ async def add_rate_headers(message: Message, scope: Scope) -> None:
     if message["type"] == "http.response.start" and scope["type"] == ScopeType.HTTP:
         state: dict[str, Any] = scope["state"]
         if (rates := state.get(_HEADERS)) is not None:
-            headers = MutableScopeHeaders.from_message(message)
-            for name, value in rates.items():
-                headers[name] = value
+            message["headers"] = [
+                *message["headers"],
+                *((name.encode(), text.encode()) for name, text in rates.items()),
+            ]
