@@ -51,8 +51,6 @@ MAX_BACK_OFF_S = 5.0
 # So much longer than it may a loop is silent before its process ends itself: not every supervisor heeds /healthz.
 HUNG_AFTER_S = 60.0
 LOOK_EVERY_S = 5.0
-# After so many new objects the collector looks at them; after each 700, as by default, is at every request.
-_COLLECT_AFTER = (20_000, 20, 50)
 # Of the time to stop, what closing clients, telemetry and the interpreter may need.
 _CLOSING_SHARE_S = 9.0
 
@@ -91,7 +89,6 @@ class Room:
         """All is opened. It stays, so the collector, which took a fifth of a busy room's time, need not look at it."""
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*_COLLECT_AFTER)
         self.health.starting = False
 
     async def until_stopped(self) -> None:
