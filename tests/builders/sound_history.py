@@ -49,6 +49,20 @@ async def succeeded(db: Database, objects: ObjectStore) -> JobStory:
     return story
 
 
+async def uploaded(db: Database, objects: ObjectStore) -> str:
+    """The key of a file's bytes."""
+    content, file_id = b'{"prompt": "a", "completion": "b"}\n', "file-sound"
+    key, digest = f"{OWNED['org']}/{OWNED['project']}/files/{file_id}", hashlib.sha256(content).hexdigest()
+    await objects.put(key, content)
+    fact = f.FileUploaded(filename="rows.jsonl", bytes=len(content), sha256=digest, purpose="fine-tune", object_key=key)
+    await create(db, fact, file_id, {**OWNED, **fact.model_dump(), "verdict": None}, actor=ACTOR)
+    await ledger.record(
+        db, key, sha256=digest, num_bytes=len(content), org=OWNED["org"], project=OWNED["project"],
+        reference=f"file/{file_id}",
+    )  # fmt: skip
+    return key
+
+
 async def _blob(db: Database, objects: ObjectStore, key: str, story: JobStory, reference: str | None = None) -> f.Blob:
     weights = b"weights of " + key.encode()
     digest = hashlib.sha256(weights).hexdigest()
