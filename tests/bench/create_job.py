@@ -91,20 +91,18 @@ def create_fast(port: int, places: list[Place]) -> Load:
     return asyncio.run(go())
 
 
-def create_steadily(port: int, places: list[Place], seconds: float) -> Load:
+def create_steadily(port: int, places: list[Place], seconds: float, jobs_each: int = JOBS_A_PROJECT) -> Load:
     """In a process of its own: 100 creations a second, whether or not the last one was answered."""
 
     async def go() -> Load:
-        return await open_loop(await _creators(port, places), STEADY_RATE, seconds)
+        return await open_loop(await _creators(port, places, jobs_each), STEADY_RATE, seconds)
 
     return asyncio.run(go())
 
 
-async def _creators(port: int, places: list[Place]) -> list[Work]:
+async def _creators(port: int, places: list[Place], jobs_each: int = JOBS_A_PROJECT) -> list[Work]:
     """Clients that share the places' room for waiting jobs; seeds make every body another one."""
-    orders = itertools.chain.from_iterable(
-        ((place, SEED + number) for place in places) for number in range(JOBS_A_PROJECT)
-    )
+    orders = itertools.chain.from_iterable(((place, SEED + number) for place in places) for number in range(jobs_each))
     return [_creating(await Client.connect(port), orders) for _ in range(CLIENTS)]
 
 

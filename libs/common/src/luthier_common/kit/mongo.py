@@ -148,6 +148,15 @@ async def update_each(collection: Collection, updates: Mapping[str, list[Doc]]) 
         raise TransientError("some of many updates could not be written") from error
 
 
+async def upsert_each(collection: Collection, updates: Mapping[str, Doc]) -> None:
+    """Update many documents, by id, in one round trip, and make those that are not there.
+
+    Raises a driver error; BulkWriteError names by their index those that the server refused: the others are done.
+    """
+    operations = [UpdateOne({"_id": key}, change, upsert=True) for key, change in updates.items()]
+    await collection.bulk_write(operations, ordered=False)
+
+
 async def update_matching(collection: Collection, changes: Sequence[tuple[Doc, Doc | list[Doc]]]) -> int:
     """Make many updates, each with its own filter, in one round trip; how many of them found their document.
 

@@ -1,10 +1,9 @@
 """The windows' counts that all api processes share: told by each at most once a second, not for each request."""
 
-import asyncio
 from datetime import UTC, datetime
 
 from luthier_api.rates import WINDOW_S, Windows
-from luthier_common.kit.mongo import AFTER, Database
+from luthier_common.kit.mongo import BulkWriteError, Database, upsert_each
 
 COLLECTION = "rate_windows"
 _KEPT_WINDOWS = 2
@@ -16,21 +15,17 @@ async def share_windows(db: Database, windows: Windows) -> None:
     if not told:
         return
     over_at = datetime.fromtimestamp((number + _KEPT_WINDOWS) * WINDOW_S, UTC)
-
-    async def tell(name: str, num_admitted: int) -> tuple[str, int]:
-        row = await db[COLLECTION].find_one_and_update(
-            {"_id": f"{name}/{number}"},
-            {"$inc": {"count": num_admitted}, "$setOnInsert": {"expires_at": over_at}},
-            upsert=True,
-            return_document=AFTER,
-        )
-        assert row is not None
-        return name, int(row["count"])
-
-    telling = (tell(name, num_admitted) for name, num_admitted in told.items())
-    answers = await asyncio.gather(*telling, return_exceptions=True)
-    totals = dict(answer for answer in answers if not isinstance(answer, BaseException))
-    windows.heard(number, {name: told[name] for name in totals}, totals)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
+    rows = {f"{name}/{number}": name for name in told}
+    failure: BulkWriteError | None = None
+    try:
+        new = {"$setOnInsert": {"expires_at": over_at}}
+        await upsert_each(db[COLLECTION], {row: {"$inc": {"count": told[name]}, **new} for row, name in rows.items()})
+    except BulkWriteError as error:
+        failure = error
+        for fault in error.details["writeErrors"]:
+            del rows[f"{list(told)[fault['index']]}/{number}"]
+    counted = db[COLLECTION].find({"_id": {"$in": list(rows)}}, {"count": 1})
+    totals = {rows[row["_id"]]: int(row["count"]) async for row in counted}
+    windows.heard(number, {name: told[name] for name in rows.values()}, totals)
+    if failure is not None:
+        raise failure
