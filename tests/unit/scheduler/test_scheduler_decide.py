@@ -52,6 +52,25 @@ def test_a_reason_is_news_only_when_it_is_another() -> None:
     assert decide([known], [a_node("n", free=())]).waits[0].is_news
 
 
+@given(sizes=st.lists(st.integers(1, 4), max_size=3), ago_s=st.sampled_from([1.0, 10.0**6]))
+def test_the_usual_reason_is_what_a_small_job_is_told_where_nothing_is_free(sizes: list[int], ago_s: float) -> None:
+    nodes = [
+        a_node(f"n{number}", size, free=(), struck_by=("ftjob-8", "ftjob-9"), struck_ago_s=ago_s)
+        for number, size in enumerate(sizes)
+    ]
+    (wait,) = decide([a_job(1)], nodes).waits
+    assert pure.usual_reason(nodes, 15.0) is wait.reason
+
+
+def test_who_stands_behind_is_told_why_and_takes_no_slot() -> None:
+    large, behind = a_job(1, num_slots=2), [a_job(2), a_job(3, strikes=3)]
+    decision = pure.decide([large], [a_node("n")], max_strikes=3, retry_rest_s=15.0, behind=behind)
+    assert decision.has_room, "so the cycle reads on"
+    assert (decision.placements, decision.exhausted) == ((), ("ftjob-3",))
+    assert [(wait.job_id, wait.position) for wait in decision.waits] == [("ftjob-1", 1), ("ftjob-2", None)]
+    assert not decide([a_job(1)], [a_node("n")]).has_room
+
+
 def test_a_job_never_spans_nodes_and_takes_the_tightest_gap() -> None:
     nodes = [a_node("big", 8), a_node("small", 2)]
     assert placed([a_job(1, num_slots=2)], nodes) == {"ftjob-1": ("small", (0, 1))}

@@ -56,7 +56,7 @@ async def main(room: Room) -> None:
     await start(room, process, writer, reader, instance)
     answering_s = settings.stop_grace_s + LAST_WORDS_S
     room.stop_after_s = max(room.stop_after_s, answering_s + CLOSING_S)
-    server = make_server(process, build_app(process))
+    server = _make_server(process, build_app(process))
     room.health.require("http", server.check)
     room.spawn("http", serve(room, process, server), grace_s=answering_s + LAST_WORDS_S)
 
@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
         return None if self.started else "it does not listen yet"
 
 
-def make_server(process: Process, app: Litestar) -> _Server:
+def _make_server(process: Process, app: Litestar) -> _Server:
     settings = process.settings
     config = uvicorn.Config(
         app,

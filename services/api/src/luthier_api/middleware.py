@@ -26,7 +26,6 @@ FILTERS = "filters_metadata"
 API_VERSIONS = "api_versions"
 STRICT_HEADER = "x-luthier-strict"
 KEY_HEADERS = (b"x-api-key", b"api-key")
-ON_BEHALF_OF = b"x-on-behalf-of"
 MAX_END_USER = 256
 _ID = "request_id"
 _HEADERS = "headers"
@@ -117,8 +116,7 @@ class Authentication(ASGIMiddleware):
             self._failed.count(scope)
             message = "Incorrect API key provided." if key else "No API key provided: send it as a Bearer token."
             raise ApiError(ErrorCode.INVALID_API_KEY, message, headers={"www-authenticate": "Bearer"})
-        asked = headers_of(scope, ON_BEHALF_OF) if header_of(scope, ON_BEHALF_OF) is not None else set()
-        scope["user"] = _on_behalf_of(principal, asked)
+        scope["user"] = _on_behalf_of(principal, headers_of(scope, b"x-on-behalf-of"))
         await next_app(scope, receive, send)
 
 

@@ -85,8 +85,8 @@ class Checker:
     async def check(self, file: Doc, rules: Rules, *, lease_name: str) -> CheckReport | Problem:
         """The report of a stored file, or the problem that kept it from being read to its end.
 
-        A file is read once by the same rules, so that many jobs on it wait for one check. CheckFaultError when the
-        machine kept it from that, which is a problem only after some tries, or has no room.
+        What was read by the same rules is not read again: many jobs on one file wait for the checks that run at first.
+        CheckFaultError when the machine kept it from that, which is a problem only after some tries, or has no room.
         """
         key = (file["_id"], rules)
         if (known := self._known.get(key)) is not None:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 HORIZON = 2000
 """So many of the oldest jobs are looked at each time, for rejections and for the projects that take turns."""
 LOOK_AGAIN_S = 1.0
+"""While what was found waits for a place."""
 
 
 class JobLoop:

@@ -24,8 +24,8 @@ from luthier_file_validator.checker import CheckFaultError
 log = logging.getLogger(__name__)
 FIRST_REST_S, MAX_REST_S = 5.0, 600.0
 MAX_REST_IN_OUTAGE_S = 30.0
-MAX_OFFERS = 20
-"""Of one queue; more are found when these have had their turns."""
+MIN_OFFERS = 20
+"""So many of one queue are remembered, or as many as there are places; more are found when these had their turns."""
 LARGE_BYTES = 50 * 1024 * 1024
 """More is read for a minute or longer."""
 
@@ -72,7 +72,11 @@ class Workers:
         """Let it wait for a place, unless it is being done, or failed just now."""
         name, queue = waiting.lease_name, (waiting.project, waiting.is_large)
         is_resting = self._rests.is_resting(name) or self._rests_in_outage.is_resting(name)
-        if name not in self._running and not is_resting and len(self._waiting.get(queue, ())) < MAX_OFFERS:
+        if (
+            name not in self._running
+            and not is_resting
+            and len(self._waiting.get(queue, ())) < max(self._limit, MIN_OFFERS)
+        ):
             self._waiting.setdefault(queue, {})[name] = waiting
 
     def start(self) -> None:

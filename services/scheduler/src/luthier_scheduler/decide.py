@@ -98,9 +98,7 @@ def decide(
     jobs further back than the free slots reach: they are only told why they wait.
     """
     exhausted = tuple(job.id for job in (*jobs, *behind) if job.strikes >= max_strikes)
-    queue = sorted(
-        (job for job in jobs if job.strikes < max_strikes), key=lambda job: (-job.priority, job.created_at, job.id)
-    )
+    queue = sorted((job for job in jobs if job.strikes < max_strikes), key=_place_in_queue)
     awake = [node for node in nodes if not _is_resting(node, retry_rest_s)]
     open_nodes = {node.id: node for node in awake}
     largest, largest_awake = _largest(nodes), _largest(awake)
@@ -108,7 +106,7 @@ def decide(
     waits: list[Wait] = []
     kept: TrainerNode | None = None
     for job in queue:
-        rest_s = _rest_s(job.strikes, retry_rest_s) if job.strikes else 0.0
+        rest_s = _rest_s(job.strikes, retry_rest_s)
         avoided = _nodes_to_avoid(job, awake, rest_s)
         usable = [] if job.struck_ago_s < rest_s else [node for node in open_nodes.values() if node.id not in avoided]
         node = _best_node(job, usable)
@@ -123,11 +121,15 @@ def decide(
         if kept is None and (kept := _node_to_keep(job, usable)) is not None:
             del open_nodes[kept.id]
     for job in (job for job in behind if job.strikes < max_strikes):
-        reason, message = _why(job, largest, largest_awake, _rest_s(job.strikes, retry_rest_s) if job.strikes else 0.0)
+        reason, message = _why(job, largest, largest_awake, _rest_s(job.strikes, retry_rest_s))
         waits.append(Wait(job.id, reason, message, None, reason != job.reason, is_moved=False))
     resting = frozenset(node.id for node in nodes) - {node.id for node in awake}
     has_room = any(node.free for node in open_nodes.values())
     return Decision(exhausted, tuple(placements), tuple(waits), resting, has_room)
+
+
+def _place_in_queue(job: WaitingJob) -> tuple[int, datetime, str]:
+    return -job.priority, job.created_at, job.id
 
 
 def usual_reason(nodes: Sequence[TrainerNode], retry_rest_s: float) -> Reason:
@@ -139,7 +141,7 @@ def usual_reason(nodes: Sequence[TrainerNode], retry_rest_s: float) -> Reason:
 
 
 def _rest_s(strikes: int, base_s: float) -> float:
-    return base_s * 2.0 ** min(strikes, MAX_DOUBLINGS)
+    return base_s * 2.0 ** min(strikes, MAX_DOUBLINGS) if strikes else 0.0
 
 
 def _is_resting(node: TrainerNode, base_s: float) -> bool:

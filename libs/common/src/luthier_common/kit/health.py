@@ -1,8 +1,8 @@
 """Is this process alive, and could it work now: `GET /healthz` and `GET /readyz`.
 
 Alive means that its loops beat: a loop that hangs is cured by a restart, which the process sees to itself where no
-supervisor does (`kit/room.py`). Ready means that what it needs answers: a
-database that is away is not cured by a restart, so it never makes a process unhealthy.
+supervisor does (`kit/room.py`). Ready means that everything is opened and that what it needs answers: a database that
+is away is not cured by a restart, so it never makes a process unhealthy.
 """
 
 import asyncio
