@@ -10,6 +10,7 @@ from pathlib import Path
 from builders.rivals import SECOND_HOME
 from luthier_common.contract.events import DELETED
 from luthier_common.contract.lifecycle import HELD
+from luthier_common.contract.spec import JobSpec
 from luthier_common.kit import ledger
 from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
@@ -93,7 +94,13 @@ async def broken_objects(db: Database, objects: ObjectStore, jobs: Jobs) -> list
     files = {file["_id"]: file["phase"] async for file in db["files"].find({}, {"phase": 1})}
     models = {model["_id"]: model["phase"] async for model in db["models"].find({}, {"phase": 1})}
     kept = {job_id: "deleted" if job.get(DELETED) else job["phase"] for job_id, job in jobs.items()}
-    phases = {"file": files, "model": models, "job": kept}
+    named = {
+        file_id: "named"
+        for job in jobs.values()
+        if not job.get(DELETED)
+        for file_id in JobSpec.model_validate(job["spec"]).files
+    }
+    phases = {"file": files, "model": models, "job": kept, "jobs": named}
     for row in rows.values():
         for reference in row["references"]:
             kind, _, thing = reference.partition("/")

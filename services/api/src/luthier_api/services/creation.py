@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from luthier_api.services.jobs import JobService, WantedJob, no_file
 from luthier_api.services.repeats import Repeat
-from luthier_api.services.waiting import Queue
+from luthier_api.services.waiting import InUse, Queue
 from luthier_api.store import Repository
 from luthier_common.contract.events import JobCreated
 from luthier_common.contract.ids import JOB_PREFIX, model_id_of, model_name
 from luthier_common.contract.spec import JobSpec
-from luthier_common.kit import ledger
 from luthier_common.kit.failpoints import failpoint
 from luthier_common.kit.mongo import Doc
 from luthier_common.kit.telemetry import current_traceparent
@@ -29,10 +28,13 @@ class Sent:
 class JobCreation:
     """Makes jobs of one principal, for one request."""
 
-    def __init__(self, repository: Repository, jobs: JobService, queue: Queue, max_queued_jobs: int) -> None:
+    def __init__(
+        self, repository: Repository, jobs: JobService, queue: Queue, in_use: InUse, max_queued_jobs: int
+    ) -> None:
         self._repository = repository
         self._jobs = jobs
         self._queue = queue
+        self._in_use = in_use
         self._is_let_in = False
         self._max_queued_jobs = max_queued_jobs
 
@@ -49,21 +51,14 @@ class JobCreation:
             return known
         base = await self._jobs.find_base(wanted)
         fresh = sent.core or sent.repeat.fresh
-        held, reserved = await asyncio.gather(
-            self._hold(wanted, fresh), self._reserve(sent, fresh), return_exceptions=True
-        )
+        held, reserved = await asyncio.gather(self._hold(wanted), self._reserve(sent, fresh), return_exceptions=True)
         if isinstance(reserved, BaseException):
-            await self._let_go(fresh)
             raise reserved
         core, was_used = reserved
         if was_used and (known := await self._find(core)) is not None:
-            await self._let_go(fresh)
             return known
         if isinstance(held, BaseException):
             raise held
-        if core != fresh:
-            await self._refer(held, core)
-            await self._let_go(fresh)
         await failpoint("jobs.after_refer")
         return await self._make(base, held, core, wanted)
 
@@ -98,29 +93,15 @@ class JobCreation:
     async def _is_made(self, core: str) -> bool:
         return await self._repository.find_made_job(f"{JOB_PREFIX}{core}", {"_id": 1}) is not None
 
-    async def _hold(self, wanted: WantedJob, core: str) -> dict[str, Doc]:
-        """The files, referred to: nothing that a job names is deleted while the job may need it."""
+    async def _hold(self, wanted: WantedJob) -> dict[str, Doc]:
+        """The files, in use: no bytes that a job reads are deleted while the job may need them."""
         files = await self._jobs.find_files(wanted)
         await self._queue.take_place(self._repository, self._max_queued_jobs)
         self._is_let_in = True
-        await self._refer(files, core)
-        return files
-
-    async def _refer(self, files: Mapping[str, Doc], core: str) -> None:
         for param, file in files.items():
-            reference = _reference(core)
-            if not await ledger.refer(self._repository.db, file["object_key"], reference, is_made_later=True):
-                await self._let_go(core)
+            if not await self._in_use.hold(file):
                 raise no_file(param, file["_id"])
-
-    async def _let_go(self, core: str) -> None:
-        """Unless a job of this core is there, which needs its files."""
-        if not await self._is_made(core):
-            await ledger.release(self._repository.db, _reference(core))
-
-
-def _reference(core: str) -> str:
-    return f"job/{JOB_PREFIX}{core}"
+        return files
 
 
 def _blank(spec: JobSpec, metadata: Mapping[str, str] | None) -> Doc:

@@ -1,4 +1,4 @@
-"""What a create reads that changes seldom: the base models, and how many jobs of a project wait. Kept for a moment."""
+"""What a create reads or says that changes seldom, kept for a moment: base models, waiting jobs, files in use."""
 
 import asyncio
 import time
@@ -6,11 +6,14 @@ import time
 from luthier_api.domain import Principal
 from luthier_api.errors import ApiError, ErrorCode
 from luthier_api.store import Repository
+from luthier_common.kit import ledger
 from luthier_common.kit.bases import find_base
 from luthier_common.kit.mongo import Database, Doc
 
 BASE_S = 5.0
 COUNT_S = 1.0
+HELD_S = 60.0
+"""Far less than the ledger waits for the job (`SETTLE_S`), so what is left is time enough to make it."""
 MAX_KEPT = 10_000
 RETRY_AFTER_S = 30
 
@@ -32,6 +35,27 @@ class Bases:
                 self._known.clear()
             self._known[name] = base, time.monotonic() + BASE_S
         return base
+
+
+class InUse:
+    """Files that this process has noted as in use by jobs."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._until_s: dict[str, float] = {}
+
+    async def hold(self, file: Doc) -> bool:
+        """The file's bytes stay for the job that is about to be made on it; False when they are gone or going."""
+        file_id, now_s = file["_id"], time.monotonic()
+        if self._until_s.get(file_id, 0.0) > now_s:
+            return True
+        reference = f"{ledger.JOBS_ON}{file_id}"
+        if not await ledger.refer(self._db, file["object_key"], reference, is_made_later=True):
+            return False
+        if len(self._until_s) >= MAX_KEPT:
+            self._until_s.clear()
+        self._until_s[file_id] = now_s + HELD_S
+        return True
 
 
 class Queue:

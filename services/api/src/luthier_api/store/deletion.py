@@ -8,6 +8,7 @@ from luthier_api.store.platform import END_OF_FILE, RELEASE_DUE, release_bytes
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import FileDeleted
 from luthier_common.contract.ids import result_file_id_of
+from luthier_common.contract.spec import JobSpec
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.advance import advance
 from luthier_common.kit import leases, ledger
@@ -16,7 +17,7 @@ from luthier_common.kit.mongo import Database, Doc
 
 END_OF_JOB: Doc = {RELEASE_DUE: True, "metadata": None}
 """What a deletion sets beside its fact."""
-_FIELDS = dict.fromkeys(("org", "project", "generation", "model_name"), 1)
+_FIELDS = dict.fromkeys(("org", "project", "generation", "model_name", "spec"), 1)
 
 
 async def find_unreleased_jobs(db: Database) -> list[Doc]:
@@ -33,6 +34,7 @@ async def let_go(db: Database, job: Doc, actor: Actor) -> None:
         await release_bytes(db, file_id)
     await failpoint("deletion.mid_release")
     await ledger.release(db, f"job/{job['_id']}")
+    await ledger.release_files(db, JobSpec.model_validate(job["spec"]).files)
     await revoke_checkpoints(db, job)
     if is_last:
         await db["jobs"].update_one({"_id": job["_id"]}, {"$unset": {RELEASE_DUE: ""}})
