@@ -29,7 +29,7 @@ async def main(mongo_url: str, database: str, kafka_url: str, owner: str, cluste
         source = await source_of(db, cluster)
         writer, reader = Writer(kafka_url), Reader(kafka_url)
         relay = Relay(db, writer, owner=owner, source=source, clock=clock)
-        projector = Projector(db, reader, owner=owner, clock=clock, source=source)
+        projector = Projector(db, reader, owner=owner, clock=clock, source=source, trimmed=relay.forget)
         watching = asyncio.create_task(wake_on_change(db, wake))
         try:
             await asyncio.gather(

@@ -69,7 +69,7 @@ async def journal(db: Database, url: str, owner: str) -> AsyncIterator[None]:
     writer, reader = Writer(url), Reader(url)
     source = f"luthier/{db.name}/1"
     relay = Relay(db, writer, owner=owner, source=source, clock=clock)
-    projector = Projector(db, reader, owner=owner, clock=clock, source=source)
+    projector = Projector(db, reader, owner=owner, clock=clock, source=source, trimmed=relay.forget)
     tasks = [
         asyncio.create_task(run_relay(relay, wake, stopping, lambda: None)),
         asyncio.create_task(run_projector(projector, stopping, lambda: None)),

@@ -27,7 +27,7 @@ def journal(db: Database) -> Journal:
         clock, stopping, wake = SystemClock(), asyncio.Event(), Wake()
         writer, reader = writer or Writer(url), Reader(url)
         relay = Relay(db, writer, owner=owner, source=source, clock=clock)
-        projector = Projector(db, reader, owner=owner, clock=clock, source=source)
+        projector = Projector(db, reader, owner=owner, clock=clock, source=source, trimmed=relay.forget)
         tasks = [
             asyncio.create_task(run_relay(relay, wake, stopping, lambda: None)),
             asyncio.create_task(run_projector(projector, stopping, lambda: None)),

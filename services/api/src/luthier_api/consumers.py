@@ -43,7 +43,7 @@ async def start(room: Room, process: Process, writer: Writer, reader: Reader, in
     wake = Wake()
     relay = Relay(db, writer, owner=instance, source=source, clock=clock)
     heard = process.followers.projected
-    projector = Projector(db, reader, owner=instance, clock=clock, source=source, projected=heard)
+    projector = Projector(db, reader, owner=instance, clock=clock, source=source, projected=heard, trimmed=relay.forget)
     beat = room.health.beat
     for name in ("relay", "projector"):
         room.health.expect(name, HUNG_AFTER_S)

@@ -1,21 +1,22 @@
 """Where published facts lie: kept for a moment, then written into their outboxes, many in one round trip.
 
-By then most of these entries have left the outbox, since the projector already has their rows: nothing is written for
-those. A crash meanwhile costs repeated messages, never lost ones.
+By then almost all of these entries have left the outbox, since the projector already has their rows: nothing is written
+for those. A crash meanwhile costs repeated messages, never lost ones.
 """
 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from luthier_common.contract.topics import COLLECTIONS, Kind
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import Database, Doc, is_outage, update_each
+from luthier_common.kit.mongo import Database, Doc, is_outage, update_matching
 
 log = logging.getLogger(__name__)
-WRITE_AFTER_S = 0.05
+WRITE_AFTER_S = 0.5
+"""Longer than the projector takes, also under load: then a fact costs the database one write less."""
 MAX_NOTES = 100
 """More are written at once. Fewer than a relay finds things at a time: what is noted must never hide all the rest."""
 
@@ -49,6 +50,12 @@ class Notes:
         if self._later is None or self._later.done():
             self._later = asyncio.create_task(self._write_later())
 
+    def forget(self, kind: Kind, seqs_by_thing: Mapping[str, Collection[int]]) -> None:
+        """These have left the outbox, so there is nothing to write."""
+        for thing, seqs in seqs_by_thing.items():
+            for seq in seqs:
+                self._notes.pop(f"{kind}/{thing}/{seq}", None)
+
     async def make_room(self) -> None:
         if len(self._notes) >= MAX_NOTES:
             await self.write()
@@ -73,7 +80,9 @@ class Notes:
         for note in notes.values():
             if note.kind == kind:
                 places[note.thing].append(note)
-        await update_each(self._db[COLLECTIONS[kind]], {thing: _noting(found) for thing, found in places.items()})
+        changes = [({"_id": thing, "pend": True}, _noting(found)) for thing, found in places.items()]
+        if changes:
+            await update_matching(self._db[COLLECTIONS[kind]], changes)
 
     async def _write_later(self) -> None:
         await asyncio.sleep(WRITE_AFTER_S)

@@ -33,6 +33,7 @@ SWEEP_S = 1.0
 GATHER_S = 0.01
 """Under load so much comes together between two reads: a round trip costs the same for many rows as for one."""
 Projected = Callable[[Kind, Collection[str]], None]
+Trimmed = Callable[[Kind, Mapping[str, Collection[int]]], None]
 
 
 @dataclass
@@ -58,10 +59,12 @@ class Projector:
         clock: Clock,
         source: str | None = None,
         projected: Projected | None = None,
+        trimmed: Trimmed | None = None,
     ) -> None:
         """`source` is the relay's: facts of another one (of before a restored backup) are passed over.
 
-        `projected` hears which things have new rows, as soon as they can be read.
+        `projected` hears which things have new rows, as soon as they can be read; `trimmed` which entries have left
+        the outboxes.
         """
         self._source = source
         self._db = db
@@ -71,9 +74,11 @@ class Projector:
         self._held: dict[Part, _Held] = {}
         self._renewed_at_s = -1e9
         self._modesty = Rests[str](clock, first_s=presence.MODEST_S, most_s=presence.MOST_MODEST_S)
+        self._reach = presence.Reach(clock, within_s=LEASE_S)
         self._swept_at_s = 0.0
         self._assigned = False
         self._projected = projected
+        self._trimmed = trimmed
 
     async def step(self, *, wait_ms: int = 200) -> int:
         """Renew, read once, project, sweep. The number of rows handled."""
@@ -89,9 +94,10 @@ class Projector:
             batches, out_of_range = await self._reader.read(wait_ms=wait_ms)
         except TransientError:
             self._assigned = False
-            if not self._modesty.is_resting(ROOM):
+            if self._reach.missed() and not self._modesty.is_resting(ROOM):
                 self._modesty.begin(ROOM)
             raise
+        self._reach.found()
         self._modesty.end(ROOM)
         for part in out_of_range:
             await self._restart(part)
@@ -182,6 +188,9 @@ class Projector:
                     self._projected(kind, by_thing)
         await failpoint("projector.after_insert")
         await asyncio.gather(*(self._trim(kind, by_thing) for kind, by_thing in by_kind.items()))
+        if self._trimmed is not None:
+            for kind, by_thing in by_kind.items():
+                self._trimmed(kind, by_thing)
         await failpoint("projector.after_trim")
         await self._move({part: found[-1].offset + 1 for part, found in batches.items()})
         await failpoint("projector.after_move")

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -69,7 +69,7 @@ class Relay:
         self._leaving: set[Place] = set()
         """To be given up when what is under way in them has ended."""
         self._modesty = Rests[str](clock, first_s=presence.MODEST_S, most_s=presence.MOST_MODEST_S)
-        self._sent_at_s = -math.inf
+        self._reach = presence.Reach(clock, within_s=LEASE_S)
 
     async def step(self, places: Iterable[Place] = ALL_PARTS) -> int:
         """Publish once what waits in these partitions, where they are mine; the number of facts whose sends have ended.
@@ -93,6 +93,10 @@ class Relay:
         if sends:
             await asyncio.wait(sends.values(), timeout=PATIENCE_S)
         return num_sent + self._collect()
+
+    def forget(self, kind: Kind, seqs_by_thing: Mapping[str, Collection[int]]) -> None:
+        """These entries have left the outbox: where they lie need not be noted."""
+        self._notes.forget(kind, seqs_by_thing)
 
     def _is_free(self, place: Place) -> bool:
         is_idle = place not in self.under_way and place not in self._leaving
@@ -219,7 +223,7 @@ class Relay:
             return 0
         self._rests.end(place)
         self._modesty.end(ROOM)
-        self._sent_at_s = self._clock.monotonic_s()
+        self._reach.found()
         num_published.add(len(envelopes), {"topic": TOPICS[kind].name})
         await failpoint("relay.after_send")
         self._notes.add(kind, part, {(e.thing, e.seq): offset for e, offset in zip(envelopes, offsets, strict=True)})
@@ -228,8 +232,7 @@ class Relay:
     async def _leave(self, place: Place, error: TransientError) -> None:
         """Let a partition rest; another relay, which may reach it, can have its lease at once."""
         rest_s = self._rests.begin(place)
-        is_cut_off = self._clock.monotonic_s() - self._sent_at_s > LEASE_S
-        if is_cut_off and not self._modesty.is_resting(ROOM):
+        if self._reach.missed() and not self._modesty.is_resting(ROOM):
             self._modesty.begin(ROOM)
         log.warning("the relay waits %g s before it tells %s/%s: %s", rest_s, TOPICS[place[0]].name, place[1], error)
         self._ask_at.pop(place, None)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
+from luthier_common.kit.clock import Clock
 from luthier_common.kit.mongo import Database, Doc
 
 Thing = TypeVar("Thing")
@@ -12,6 +13,25 @@ COLLECTION = "presence"
 MODEST_S = 60.0
 MOST_MODEST_S = 600.0
 """Who could not do its work is modest for a while, longer each time: others may be able to."""
+
+
+class Reach:
+    """Whether a server can be reached, by what was tried: the time in which a process stood still says nothing."""
+
+    def __init__(self, clock: Clock, *, within_s: float) -> None:
+        self._clock = clock
+        self._within_s = within_s
+        self._missed_at_s: float | None = None
+
+    def found(self) -> None:
+        self._missed_at_s = None
+
+    def missed(self) -> bool:
+        """It did not answer; whether that has been so for longer than `within_s`, each time that it was tried."""
+        now_s = self._clock.monotonic_s()
+        if self._missed_at_s is None:
+            self._missed_at_s = now_s
+        return now_s - self._missed_at_s > self._within_s
 
 
 async def announce(db: Database, room: str, instance: str, *, trouble: str | None = None) -> None:
