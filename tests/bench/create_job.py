@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import uvloop
 from _bench import SEED, TINY, database_of, elsewhere, mongo_url_of, percentile, report, report_spread, run, stack_of
 from _load import Client, Load, OutOfWorkError, Work, closed_loop, open_loop
 from openai import AsyncOpenAI
@@ -88,7 +89,7 @@ def create_fast(port: int, places: list[Place]) -> Load:
     async def go() -> Load:
         return await closed_loop(await _creators(port, places), ROUND_S)
 
-    return asyncio.run(go())
+    return uvloop.run(go())
 
 
 def create_steadily(port: int, places: list[Place], seconds: float, jobs_each: int = JOBS_A_PROJECT) -> Load:
@@ -97,7 +98,7 @@ def create_steadily(port: int, places: list[Place], seconds: float, jobs_each: i
     async def go() -> Load:
         return await open_loop(await _creators(port, places, jobs_each), STEADY_RATE, seconds)
 
-    return asyncio.run(go())
+    return uvloop.run(go())
 
 
 async def _creators(port: int, places: list[Place], jobs_each: int = JOBS_A_PROJECT) -> list[Work]:

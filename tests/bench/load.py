@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import uvloop
 from _bench import (
     READY_S,
     SEED,
@@ -130,7 +131,7 @@ def read_steadily(port: int, place: Place, job_ids: list[str], seconds: float) -
         workers = [_reading(client, job_ids, draw) for client, draw in zip(clients, draws, strict=True)]
         return await open_loop(workers, READ_RATE, seconds)
 
-    return asyncio.run(go())
+    return uvloop.run(go())
 
 
 def _reading(client: Client, job_ids: list[str], draw: random.Random) -> Work:

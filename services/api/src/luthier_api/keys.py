@@ -5,7 +5,6 @@ is revoked or expired, or when its project is archived; a rotated key's former v
 """
 
 import asyncio
-import hashlib
 import hmac
 import logging
 import os
@@ -75,7 +74,7 @@ class KeyRing:
         self._writes: set[asyncio.Task[None]] = set()
 
     def digest(self, key: str) -> bytes:
-        return hmac.new(self._pepper, key.encode(), hashlib.sha256).digest()
+        return hmac.digest(self._pepper, key.encode(), "sha256")
 
     async def principal(self, key: str) -> Principal | None:
         """Who holds this key; None for an unknown, revoked or expired one, and where the project is archived."""
