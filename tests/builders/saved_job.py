@@ -10,8 +10,8 @@ from luthier_api.wire.events import render
 from luthier_common.contract import events as f
 from luthier_common.contract.topics import Kind
 from luthier_common.journal.notes import flags
-from luthier_common.journal.relay import envelope_of
 from luthier_common.journal.rows import event_row
+from luthier_common.journal.unsent import envelope_of
 from luthier_trainer.checkpoints import ADAPTER_FILES, STATE_FILES, seal, staged
 from luthier_trainer.domain import Assignment
 from luthier_trainer.insisting import Insist

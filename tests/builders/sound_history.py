@@ -9,8 +9,8 @@ from luthier_common.contract import events as f
 from luthier_common.contract.ids import model_id_of
 from luthier_common.contract.topics import COLLECTIONS, Kind
 from luthier_common.journal.advance import advance, create
-from luthier_common.journal.relay import envelope_of
 from luthier_common.journal.rows import EVENTS, event_row
+from luthier_common.journal.unsent import envelope_of
 from luthier_common.kit import ledger
 from luthier_common.kit.mongo import Database
 from luthier_common.kit.objects import ObjectStore

@@ -294,6 +294,6 @@ async def test_a_filled_outbox_wakes_the_relay_and_other_writes_do_not(db: Datab
         await db["leases"].insert_one({"_id": "some"})
         story = await JobStory.created(db)
         await asyncio.wait_for(wake.wait(), 2.0)
-        assert wake.take() == {(Kind.JOB, partition_of(Kind.JOB, story.id))}
+        assert wake.take() == {(Kind.JOB, partition_of(Kind.JOB, story.id)): {story.id}}
     finally:
         watching.cancel()

@@ -1,8 +1,7 @@
 """Who stood still for a while is not cut off; who misses again and again is."""
 
-from unit.kit.test_rests import HandClock
-
 from luthier_common.kit.presence import Reach
+from unit.kit.test_rests import HandClock
 
 
 def test_one_miss_after_a_standstill_says_nothing_and_misses_all_along_do() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
 from luthier_common.journal import telemetry
 from luthier_common.journal.notes import flags
-from luthier_common.journal.relay import envelope_of
 from luthier_common.journal.rows import EVENTS, insert_rows, is_of, row_of
+from luthier_common.journal.unsent import envelope_of
 from luthier_common.kit import leases, presence
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError

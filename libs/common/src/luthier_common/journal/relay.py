@@ -8,21 +8,22 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from luthier_common.contract.envelope import Actor, Envelope
-from luthier_common.contract.topics import COLLECTIONS, TOPICS, Kind
+from luthier_common.contract.envelope import Envelope
+from luthier_common.contract.topics import TOPICS, Kind
 from luthier_common.journal.notes import Notes
 from luthier_common.journal.telemetry import num_published
+from luthier_common.journal.unsent import EVERYWHERE, MAX_THINGS, Asked, also_asked, envelopes_of, find_unsent
 from luthier_common.journal.wake import ALL_PARTS, Place, Wake
 from luthier_common.kit import leases, presence
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.errors import TransientError
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, Database, Doc, is_outage
+from luthier_common.kit.mongo import OUTAGES, Database, is_outage
 from luthier_common.kit.rests import Rests
 from luthier_common.kit.stream import Message, Writer
 
@@ -36,8 +37,6 @@ PATIENCE_S = 0.25
 LAST_PATIENCE_S = 1.0
 FIRST_REST_S, MAX_REST_S = 0.5, 5.0
 _KINDS = [kind for kind, _ in ALL_PARTS]
-MAX_THINGS = 120
-"""Found at once of one partition."""
 MAX_FACTS = 2000
 """At once to one partition: after a long outage, what waits must not outlast the lease."""
 
@@ -65,34 +64,39 @@ class Relay:
         self._ask_at: dict[Place, float] = {}
         self._held_until: dict[Place, float] = {}
         self._held: dict[Place, leases.Lease] = {}
-        self._left: set[Place] = set()
+        self._left: Asked = {}
+        """Where the next step is to look."""
         self._leaving: set[Place] = set()
         """To be given up when what is under way in them has ended."""
         self._modesty = Rests[str](clock, first_s=presence.MODEST_S, most_s=presence.MOST_MODEST_S)
         self._reach = presence.Reach(clock, within_s=LEASE_S)
 
-    async def step(self, places: Iterable[Place] = ALL_PARTS) -> int:
-        """Publish once what waits in these partitions, where they are mine; the number of facts whose sends have ended.
+    async def step(self, asked: Asked = EVERYWHERE) -> int:
+        """Publish once what waits there, in partitions that are mine; the number of facts whose sends have ended.
 
-        Those that it could not look at yet, or had too much for once, are looked at by the next step too.
+        Where it could not look yet, or where there is too much for once, the next step looks too.
         """
         num_sent = self._collect()
-        asked, self._left = self._left | set(places), set()
+        self._leave_to_next(asked)
         await self._keep_leases()
         await self._notes.make_room()
         known = self._notes.ids()
-        free = {place for place in asked if self._is_free(place)}
-        self._left |= asked - free
-        found = await self._find_unsent([place for place in self._held if place in free])
-        waiting = {place: _unsent_of(place, things, known) for place, things in found.items()}
+        left, self._left = self._left, {}
+        free = {place: things for place, things in left.items() if self._is_free(place)}
+        self._leave_to_next({place: things for place, things in left.items() if place not in free})
+        found = await find_unsent(self._db, {place: things for place, things in free.items() if place in self._held})
+        waiting = {place: envelopes_of(place, things, known) for place, things in found.items()}
         full = {place for place, facts in waiting.items() if len(found[place]) >= MAX_THINGS or len(facts) > MAX_FACTS}
         self.has_more = bool(full)
-        self._left |= full
+        self._leave_to_next(dict.fromkeys(full))
         sends = {place: asyncio.create_task(self._publish(place, facts)) for place, facts in waiting.items() if facts}
         self.under_way |= sends
         if sends:
             await asyncio.wait(sends.values(), timeout=PATIENCE_S)
         return num_sent + self._collect()
+
+    def _leave_to_next(self, asked: Asked) -> None:
+        self._left = also_asked(self._left, asked)
 
     def forget(self, kind: Kind, seqs_by_thing: Mapping[str, Collection[int]]) -> None:
         """These entries have left the outbox: where they lie need not be noted."""
@@ -190,29 +194,15 @@ class Relay:
             self._held_until.pop(place, None)
         else:
             if place not in self._held:
-                self._left.add(place)
+                self._leave_to_next({place: None})
             self._held[place] = lease
             self._held_until[place] = now + LEASE_S
-
-    async def _find_unsent(self, places: list[Place]) -> dict[Place, list[Doc]]:
-        """Things of these partitions with the entries that have no place, in one round trip for all.
-
-        So many of each partition: what waits in one that cannot be reached never hides what waits in the others.
-        """
-        if not places:
-            return {}
-        (first, *others) = places
-        united = [{"$unionWith": {"coll": COLLECTIONS[other[0]], "pipeline": _finding(other)}} for other in others]
-        found: dict[Place, list[Doc]] = defaultdict(list)
-        async for thing in self._db[COLLECTIONS[first[0]]].aggregate([*_finding(first), *united]):
-            found[(Kind(thing["kind"]), int(thing["part"]))].append(thing)
-        return found
 
     async def _publish(self, place: Place, facts: list[Envelope]) -> int:
         kind, part = place
         envelopes = facts[:MAX_FACTS]
         if self._clock.monotonic_s() > self._held_until.get(place, 0.0) - MARGIN_S:
-            self._left.add(place)
+            self._leave_to_next({place: None})
             return 0
         messages = [Message(e.thing.encode(), e.value(), e.headers(self._source)) for e in envelopes]
         try:
@@ -241,52 +231,16 @@ class Relay:
                 await leases.release(self._db, lease)
 
 
-def _seq(entry: Doc) -> int:
-    return int(entry["seq"])
-
-
-def _finding(place: Place) -> list[Doc]:
-    kind, part = place
-    unsent: Doc = {"$filter": {"input": "$outbox", "as": "e", "cond": {"$eq": ["$$e.offset", None]}}}
-    fields = {"kind": {"$literal": str(kind)}, "org": 1, "project": 1, "part": 1, "outbox": unsent}
-    return [{"$match": {"part": part, "unsent": True}}, {"$limit": MAX_THINGS}, {"$project": fields}]
-
-
-def _unsent_of(place: Place, things: list[Doc], known: frozenset[str]) -> list[Envelope]:
-    """In order for each thing, without those that were sent and whose places are only not written yet."""
-    entries = ((thing, entry) for thing in things for entry in sorted(thing["outbox"], key=_seq))
-    envelopes = (envelope_of(place[0], thing, entry) for thing, entry in entries)
-    return [envelope for envelope in envelopes if envelope.id not in known]
-
-
-def envelope_of(kind: Kind, thing: Doc, entry: dict[str, Any]) -> Envelope:
-    return Envelope(
-        kind=kind,
-        thing=thing["_id"],
-        seq=entry["seq"],
-        type=entry["type"],
-        at=entry["at"],
-        generation=entry["generation"],
-        attempt=entry["attempt"],
-        org=thing["org"],
-        project=thing["project"],
-        actor=Actor.model_validate(entry["actor"]),
-        terminal=entry["terminal"],
-        trace=entry["trace"],
-        data=entry["data"],
-    )
-
-
 async def run_relay(relay: Relay, wake: Wake, stopping: asyncio.Event, beat: Any, *, idle_s: float = 1.0) -> None:
     """Publish until stopped: at once where woken, and everywhere every `idle_s`."""
     looked_at_s = -math.inf
     while not stopping.is_set():
         has_more = False
         try:
-            places: Iterable[Place] = wake.take()
+            asked: Asked = wake.take()
             if time.monotonic() - looked_at_s >= idle_s:
-                places, looked_at_s = ALL_PARTS, time.monotonic()
-            has_more = await relay.step(places) > 0 and relay.has_more
+                asked, looked_at_s = EVERYWHERE, time.monotonic()
+            has_more = await relay.step(asked) > 0 and relay.has_more
             beat()
         except Exception as error:
             if not is_outage(error):

@@ -16,21 +16,21 @@ _KIND_IN = {collection: kind for kind, collection in COLLECTIONS.items()}
 
 
 class Wake(asyncio.Event):
-    """Set where there may be something to tell, and it knows on which partitions. Set by hand it names none."""
+    """Set where there may be something to tell, and it knows of which things. Set by hand it names none."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._places: set[Place] = set()
+        self._things: dict[Place, set[str]] = {}
 
-    def tell(self, place: Place) -> None:
-        self._places.add(place)
+    def tell(self, place: Place, thing: str) -> None:
+        self._things.setdefault(place, set()).add(thing)
         self.set()
 
-    def take(self) -> set[Place]:
-        """The partitions that were named since the last call; it is no longer set."""
-        places, self._places = self._places, set()
+    def take(self) -> dict[Place, set[str]]:
+        """The things that were named since the last call, by partition; it is no longer set."""
+        things, self._things = self._things, {}
         self.clear()
-        return places
+        return things
 
 
 async def wake_on_change(db: Database, wake: Wake) -> None:
@@ -42,8 +42,8 @@ async def wake_on_change(db: Database, wake: Wake) -> None:
         try:
             async with db.watch([*seen, {"$project": {"ns": 1, "documentKey": 1}}], max_await_time_ms=1000) as stream:
                 async for change in stream:
-                    kind = _KIND_IN[change["ns"]["coll"]]
-                    wake.tell((kind, partition_of(kind, change["documentKey"]["_id"])))
+                    kind, thing = _KIND_IN[change["ns"]["coll"]], change["documentKey"]["_id"]
+                    wake.tell((kind, partition_of(kind, thing)), thing)
         except Exception as error:
             log.info("the change stream is away: %s", type(error).__name__)
             await asyncio.sleep(1)
