@@ -28,6 +28,8 @@ from luthier_common.kit.together import Together
 from luthier_stack.stack import Stack
 
 CLIENTS = 16
+STEADY_CLIENTS = 64
+"""So many that a creation is sent when it is due: what is to be seen is the server's time, not the wait for a client."""
 NUM_PROJECTS = 96
 JOBS_A_PROJECT = 90
 ROUNDS = 3
@@ -96,15 +98,17 @@ def create_steadily(port: int, places: list[Place], seconds: float, jobs_each: i
     """In a process of its own: 100 creations a second, whether or not the last one was answered."""
 
     async def go() -> Load:
-        return await open_loop(await _creators(port, places, jobs_each), STEADY_RATE, seconds)
+        return await open_loop(await _creators(port, places, jobs_each, STEADY_CLIENTS), STEADY_RATE, seconds)
 
     return uvloop.run(go())
 
 
-async def _creators(port: int, places: list[Place], jobs_each: int = JOBS_A_PROJECT) -> list[Work]:
+async def _creators(
+    port: int, places: list[Place], jobs_each: int = JOBS_A_PROJECT, num_clients: int = CLIENTS
+) -> list[Work]:
     """Clients that share the places' room for waiting jobs; seeds make every body another one."""
     orders = itertools.chain.from_iterable(((place, SEED + number) for place in places) for number in range(jobs_each))
-    return [_creating(await Client.connect(port), orders) for _ in range(CLIENTS)]
+    return [_creating(await Client.connect(port), orders) for _ in range(num_clients)]
 
 
 def _creating(client: Client, orders: Iterator[tuple[Place, int]]) -> Work:
