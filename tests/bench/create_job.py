@@ -29,7 +29,7 @@ from luthier_stack.stack import Stack
 
 CLIENTS = 16
 STEADY_CLIENTS = 64
-"""So many that a creation is sent when it is due: what is to be seen is the server's time, not the wait for a client."""
+"""So many that a creation is sent when it is due: the server's time is to be seen, not the wait for a client."""
 NUM_PROJECTS = 96
 JOBS_A_PROJECT = 90
 ROUNDS = 3
