@@ -58,6 +58,6 @@ def test_settings_of_the_stack_are_listed() -> None:
 
 def _written(default: str | float) -> set[str]:
     """A default as it may stand in a table."""
-    if isinstance(default, str):
-        return {f"`{default}`"}
+    if isinstance(default, str | bool):
+        return {f"`{str(default).lower() if isinstance(default, bool) else default}`"}
     return {f"`{default:g}`", f"`{default:.0f}`", f"{default / MIB:g} MiB", f"{default / MIB / 1024:g} GiB"}

@@ -30,8 +30,13 @@ def env_of(ports: Mapping[str, int], env: Mapping[str, str], service: str) -> di
     return {PORT: str(ports[service]), HOST: env.get(HOST, _LOOPBACK)} if service in ports else {}
 
 
-def write_targets(home: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> None:
-    """Write the file for `file_sd_configs`, with the labels that metrics over OTLP would have; remove an old one."""
+def write_targets(
+    home: Path, ports: Mapping[str, int], env: Mapping[str, str], rooms: Mapping[str, str] | None = None
+) -> None:
+    """Write the file for `file_sd_configs`, with the labels that metrics over OTLP would have; remove an old one.
+
+    `rooms` names the service of each process that is called otherwise.
+    """
     path = home / TARGETS_FILE
     if not ports:
         path.unlink(missing_ok=True)
@@ -39,7 +44,7 @@ def write_targets(home: Path, ports: Mapping[str, int], env: Mapping[str, str]) 
     targets = [
         {
             "targets": [f"{env.get(HOST, _LOOPBACK)}:{port}"],
-            "labels": {"service_name": f"luthier-{name}", "service_namespace": "luthier"},
+            "labels": {"service_name": f"luthier-{(rooms or {}).get(name, name)}", "service_namespace": "luthier"},
         }
         for name, port in ports.items()
     ]

