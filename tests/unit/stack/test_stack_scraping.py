@@ -28,5 +28,13 @@ def test_each_service_gets_a_port_of_its_own_and_stands_in_the_targets_file(tmp_
     assert targets[1]["labels"]["service_name"] == "luthier-api"
 
 
+def test_processes_of_one_service_have_its_name(tmp_path: Path) -> None:
+    rooms = {"api": "api", "api-2": "api"}
+    write_targets(tmp_path, metric_ports(ASKED, list(rooms)), ASKED, rooms)
+    targets = json.loads((tmp_path / TARGETS_FILE).read_text())
+    assert [target["labels"]["service_name"] for target in targets] == ["luthier-api"] * 2
+    assert len({target["targets"][0] for target in targets}) == 2
+
+
 def test_a_port_that_was_given_is_the_first_of_them() -> None:
     assert metric_ports({**ASKED, PORT: "9464"}, SERVICES) == {"registry": 9464, "api": 9465}
