@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,8 @@ from luthier_stack.part import Part, PartSpec
 from luthier_stack.ports import find_free_ports
 
 READY_WITHIN_S = 60.0
+HALF_WRITTEN = re.compile(r"-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+"""What the server calls a file until it is whole."""
 
 
 class RealS3(NamedTuple):
@@ -80,6 +83,15 @@ async def supervised_s3(folder: Path, objects: Path) -> AsyncIterator[tuple[Real
             return True
         return False
 
+    async def is_cleared() -> bool:
+        """A file that a kill left half-written makes this server fail every listing, for ever."""
+        started_at_s = (folder / "pid").stat().st_mtime
+        for path in objects.rglob("*"):
+            with suppress(FileNotFoundError):
+                if HALF_WRITTEN.search(path.name) and path.stat().st_mtime < started_at_s:
+                    path.unlink()
+        return True
+
     spec = PartSpec(
         name="s3",
         command=(str(real_script("s3-up")), str(folder), str(port)),
@@ -87,6 +99,7 @@ async def supervised_s3(folder: Path, objects: Path) -> AsyncIterator[tuple[Real
         log_path=folder / "log",
         is_alive=answers,
         is_ready=answers,
+        settle=is_cleared,
         longest_delay_s=1.0,
     )
     part = Part(spec)
