@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from builders.waiting import until
 from integration.api.conftest import Api
 
 LINE = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}\n'
@@ -133,12 +134,16 @@ async def test_an_expired_file_is_removed(api: Api) -> None:
     expiry: Any = {"anchor": "created_at", "seconds": 3600}
     file = await sdk.files.create(file=("old.jsonl", LINE), purpose="user_data", expires_after=expiry)
     await api.db["files"].update_one({"_id": file.id}, {"$set": {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}})
-    async with asyncio.timeout(20), api.http() as http:
-        while (await http.get(f"/v1/files/{file.id}")).status_code != 404:
-            await asyncio.sleep(0.1)
-        while (row := await api.db["objects"].find_one({"references": f"file/{file.id}"})) is not None:
-            await asyncio.sleep(0.1)
-    assert row is None
+    async with api.http() as http:
+
+        async def is_gone() -> bool:
+            return (await http.get(f"/v1/files/{file.id}")).status_code == 404
+
+        async def is_let_go() -> bool:
+            return await api.db["objects"].find_one({"references": f"file/{file.id}"}) is None
+
+        await until(is_gone, every_s=0.1, what="the file to be removed")
+        await until(is_let_go, every_s=0.1, what="its bytes to be let go")
 
 
 async def test_strict_clients_believe_every_answer_sync_and_async(api: Api) -> None:
