@@ -11,8 +11,10 @@ waiting, so the clients work for many projects.
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,7 @@ from pydantic import SecretStr
 
 from builders.bases import write_chat_file
 from luthier_api.keys import KeyRing, read_pepper
-from luthier_common.kit.mongo import Database, Doc, open_mongo
+from luthier_common.kit.mongo import Collection, Database, Doc, open_mongo
 from luthier_common.kit.together import Together
 from luthier_stack.stack import Stack
 
@@ -95,11 +97,18 @@ def create_fast(port: int, places: list[Place]) -> Load:
     return uvloop.run(go())
 
 
-def create_steadily(port: int, places: list[Place], seconds: float, jobs_each: int = JOBS_A_PROJECT) -> Load:
-    """In a process of its own: 100 creations a second, whether or not the last one was answered."""
+def create_steadily(
+    port: int, places: list[Place], seconds: float, jobs_each: int = JOBS_A_PROJECT, begins_at: float = 0.0
+) -> Load:
+    """In a process of its own: 100 creations a second, whether or not the last one was answered.
+
+    `begins_at` is a time of the clock (s), for loads that are to begin together.
+    """
 
     async def go() -> Load:
-        return await open_loop(await _creators(port, places, jobs_each, STEADY_CLIENTS), STEADY_RATE, seconds)
+        workers = await _creators(port, places, jobs_each, STEADY_CLIENTS)
+        await asyncio.sleep(begins_at - time.time())
+        return await open_loop(workers, STEADY_RATE, seconds)
 
     return uvloop.run(go())
 
@@ -139,13 +148,17 @@ def work_fast(url: SecretStr, sample: Doc) -> Load:
     async def go() -> Load:
         async with open_mongo(url.get_secret_value(), "luthier") as db:
             files = await db["files"].find({}, {"_id": 1}).to_list(None)
-            audit = Together[Doc](lambda rows: db["bench_audit"].insert_many(rows, ordered=False))
+            audit = Together[Doc, str](partial(_insert_all, db["bench_audit"]))
             return await closed_loop([_working(db, sample, files, audit) for _ in range(CLIENTS)], ROUND_S)
 
     return asyncio.run(go())
 
 
-def _working(db: Database, sample: Doc, files: list[Doc], audit: Together[Doc]) -> Work:
+async def _insert_all(collection: Collection, rows: Sequence[Doc]) -> list[str]:
+    return (await collection.insert_many(list(rows), ordered=False)).inserted_ids
+
+
+def _working(db: Database, sample: Doc, files: list[Doc], audit: Together[Doc, str]) -> Work:
     async def work() -> None:
         number = next(_numbers)
         name, file = f"{id(db)}-{number}", files[number % len(files)]

@@ -4,6 +4,7 @@ Twenty-four characters after the prefix, as OpenAI's job ids have; either separa
 thing, so an id can be pasted from one dialect into another.
 """
 
+import os
 import re
 import secrets
 from datetime import datetime
@@ -13,12 +14,25 @@ FILE_PREFIX = "file-"
 MODEL_PREFIX = "ftmodel-"
 _UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _NAME_ID_CHARACTERS = 12
+_DRAWN_AT_ONCE = 256
+_drawn: list[str] = []
+os.register_at_fork(after_in_child=_drawn.clear)
 _PREFIXES = (JOB_PREFIX, FILE_PREFIX, MODEL_PREFIX)
 
 
 def new_id(prefix: str, now: datetime) -> str:
     """A fresh id that sorts after all ids made in earlier milliseconds."""
-    return f"{prefix}{int(now.timestamp() * 1000):012x}{secrets.token_hex(6)}"
+    return f"{prefix}{int(now.timestamp() * 1000):012x}{draw_hex()}"
+
+
+def draw_hex() -> str:
+    """12 random hex digits, of the system's source, read for many at once: each reading lets other threads go first."""
+    while True:
+        try:
+            return _drawn.pop()
+        except IndexError:
+            digits = secrets.token_hex(6 * _DRAWN_AT_ONCE)
+            _drawn.extend(digits[at : at + 12] for at in range(0, len(digits), 12))
 
 
 def canonical_id(text: str) -> str:

@@ -1,7 +1,6 @@
 """One function moves a thing: a single atomic compare-and-set that also raises `seq` and fills the outbox."""
 
 import contextlib
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +8,7 @@ from typing import Any
 
 from luthier_common.contract.envelope import Actor
 from luthier_common.contract.events import DELETED, Fact
+from luthier_common.contract.ids import draw_hex
 from luthier_common.contract.lifecycle import LIFECYCLES, NEW, Lifecycle
 from luthier_common.contract.topics import COLLECTIONS, MAX_FACT_BYTES, Kind, partition_of
 from luthier_common.kit.errors import TransientError
@@ -71,7 +71,7 @@ async def create(
     """
     life = LIFECYCLES[fact.kind]
     phase = life.moves([fact])[NEW]
-    birth = secrets.token_hex(8)
+    birth = draw_hex()
     doc = _blank(fact.kind, thing_id, phase, life) | dict(fields) | fact.remembers() | {"birth": birth}
     collection = db[COLLECTIONS[fact.kind]]
     on_insert = _expressions(doc | {"seq": 0, "outbox": [], "ops": []}) | {"created_at": "$$NOW", "updated_at": "$$NOW"}

@@ -22,23 +22,68 @@ from pymongo.write_concern import WriteConcern  # noqa: E402
 
 from luthier_common.kit.errors import SettingError, TransientError  # noqa: E402
 from luthier_common.kit.failpoints import ReplyLostError  # noqa: E402
+from luthier_common.kit.together import Together  # noqa: E402
 
 Doc = dict[str, Any]
-Database = AsyncIOMotorDatabase[Doc]
 Collection = AsyncIOMotorCollection[Doc]
 
 
-class _KeptCollections(Database):
-    """The driver makes a collection anew each time it is named; that took a twelfth of the API's time under load."""
+class Finds:
+    """Finds documents by id: those that are asked for at the same time, in one query.
+
+    A call costs the driver's threads and the interpreter's lock far more than a further document does.
+    """
+
+    def __init__(self, collection: Collection, fields: Mapping[str, int]) -> None:
+        self._collection = collection
+        self._fields = dict(fields)
+        self._together = Together[tuple[bytes, Doc], Doc | None](self._find_all)
+
+    async def find(self, query: Doc) -> Doc | None:
+        """As `find_one`, where `query` names one `_id`. What no query can hold is refused to its asker alone."""
+        return await self._together.add((bson.encode(query), query))
+
+    async def _find_all(self, asked: Sequence[tuple[bytes, Doc]]) -> list[Doc | None]:
+        """Of one id only one query at a time: no row may be shown to who asked for the same id in another way."""
+        found: dict[bytes, Doc] = {}
+        left = dict(asked)
+        while left:
+            by_id = {query["_id"]: key for key, query in left.items()}
+            queries = [left.pop(key) for key in by_id.values()]
+            for doc in await self._find(queries):
+                found[by_id[doc["_id"]]] = doc
+        return [dict(found[key]) if key in found else None for key, _ in asked]
+
+    async def _find(self, queries: Sequence[Doc]) -> list[Doc]:
+        if len(queries) == 1:
+            doc = await self._collection.find_one(queries[0], self._fields)
+            return [] if doc is None else [doc]
+        query = {"_id": {"$in": [query["_id"] for query in queries]}, "$or": queries}
+        return await self._collection.find(query, self._fields).hint("_id_").to_list(None)
+
+
+class Database(AsyncIOMotorDatabase[Doc]):
+    """A handle that keeps what it has made.
+
+    The driver makes a collection anew each time it is named; that took a twelfth of the API's time under load.
+    """
 
     def __init__(self, client: AsyncIOMotorClient[Doc], name: str, **options: Any) -> None:
         super().__init__(client, name, **options)
         self._kept: dict[str, Collection] = {}
+        self._finds: dict[tuple[str, ...], Finds] = {}
 
     def __getitem__(self, name: str) -> Collection:
         if name not in self._kept:
             self._kept[name] = super().__getitem__(name)
         return self._kept[name]
+
+    def finds(self, name: str, fields: Mapping[str, int]) -> Finds:
+        """What finds these fields of a collection's documents for all who share this handle."""
+        key = (name, *fields)
+        if key not in self._finds:
+            self._finds[key] = Finds(self[name], fields)
+        return self._finds[key]
 
 
 AFTER = ReturnDocument.AFTER
@@ -62,6 +107,7 @@ _NOT_YET = frozenset({6, 7, 24, 89, 112, 134, 246, 262, 9001})
 
 
 _AUTHENTICATION_FAILED = 18
+_DUPLICATE = 11000
 GOODBYE_S = 1.0
 
 
@@ -96,7 +142,7 @@ async def open_mongo(
             raise SettingError("MongoDB refuses the user or the password in LUTHIER_MONGO_URL") from error
         if "setName" not in hello:
             raise TransientError("MongoDB must run as a replica set, even with one member")
-        yield _KeptCollections(
+        yield Database(
             client, database, write_concern=WriteConcern(w="majority", j=True), read_concern=ReadConcern("majority")
         )
     finally:
@@ -155,6 +201,27 @@ async def upsert_each(collection: Collection, updates: Mapping[str, Doc]) -> Non
     """
     operations = [UpdateOne({"_id": key}, change, upsert=True) for key, change in updates.items()]
     await collection.bulk_write(operations, ordered=False)
+
+
+async def make_missing(collection: Collection, docs: Sequence[Doc]) -> list[bool]:
+    """Make those documents, of expressions, whose ids are not there yet, in one round trip; which of them were made.
+
+    Raises a driver error, after which that is not known.
+    """
+    operations = [UpdateOne({"_id": doc["_id"]}, _unless_there(doc), upsert=True) for doc in docs]
+    try:
+        made = (await collection.bulk_write(operations, ordered=False)).upserted_ids or {}
+    except BulkWriteError as error:  # of two that make the same one at the same time, the server may refuse one
+        if any(fault["code"] != _DUPLICATE for fault in error.details["writeErrors"]):
+            raise TransientError("some of many documents could not be made") from error
+        made = {row["index"]: row["_id"] for row in error.details["upserted"]}
+    return [number in made for number in range(len(docs))]
+
+
+def _unless_there(doc: Doc) -> list[Doc]:
+    """The update that makes a document and changes none: before it was made, it has nothing but its id."""
+    is_new: Doc = {"$eq": [{"$size": {"$objectToArray": "$$ROOT"}}, 1]}
+    return [{"$replaceWith": {"$cond": [is_new, doc, "$$ROOT"]}}]
 
 
 async def update_matching(collection: Collection, changes: Sequence[tuple[Doc, Doc | list[Doc]]]) -> int:

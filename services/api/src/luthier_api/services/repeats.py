@@ -15,8 +15,11 @@ from luthier_api.domain import Principal
 from luthier_api.idempotency import DAY_S, Retry, reservation_name
 from luthier_api.store.reservations import (
     BELIEVED_S,
+    Claim,
     Ended,
+    Reserved,
     adopt_former,
+    claim_unknown,
     end_repeats,
     is_believed,
     mark_unanswered,
@@ -47,7 +50,8 @@ class Repeats:
         self._clock = clock
         self._ttl_s = ttl_s
         self._running: dict[str, asyncio.Event] = {}
-        self._ends = Together[Ended](partial(end_repeats, db))
+        self._claims = Together[Claim, bool](partial(claim_unknown, db))
+        self._ends = Together[Ended, None](partial(end_repeats, db))
         self._unmarked: dict[str, str] = {}
         """Cores whose answer did not arrive, where the database was away too."""
 
@@ -78,22 +82,25 @@ class Repeats:
         self, name: str, fresh: str, is_made: IsMade, retry: Retry | None, keep_s: float
     ) -> tuple[str, bool]:
         """The core for this request, and whether another sending may have made something with it."""
-        is_repeat: Doc | bool = name in self._unmarked or (retry is not None and is_believed(retry))
-        until_s = self._clock.monotonic_s() + TURN_S
-        while True:
-            waits = retry is None and self._clock.monotonic_s() < until_s
-            reserved = await reserve_repeat(
-                self._db, name, fresh, ttl_s=keep_s, runs_s=RUNS_S, is_repeat=is_repeat, waits=waits
-            )
-            if reserved is not None:
-                break
-            await asyncio.sleep(POLL_S)
+        claim = Claim(name, fresh, ttl_s=keep_s, runs_s=RUNS_S)
+        is_unknown = await self._claims.add(claim)
+        reserved = Reserved(fresh, None) if is_unknown else await self._reserve_known(claim, retry)
         self._unmarked.pop(name, None)
         await failpoint("repeats.after_reserve")
         if reserved.former is None or await is_made(reserved.former):
             return reserved.core, reserved.core != fresh
         await adopt_former(self._db, name, reserved)
         return reserved.former, True
+
+    async def _reserve_known(self, claim: Claim, retry: Retry | None) -> Reserved:
+        is_repeat: Doc | bool = claim.name in self._unmarked or (retry is not None and is_believed(retry))
+        until_s = self._clock.monotonic_s() + TURN_S
+        while True:
+            waits = retry is None and self._clock.monotonic_s() < until_s
+            reserved = await reserve_repeat(self._db, claim, is_repeat=is_repeat, waits=waits)
+            if reserved is not None:
+                return reserved
+            await asyncio.sleep(POLL_S)
 
     async def ended(self, name: str, run: str, *, is_answered: bool) -> None:
         """Where it cannot be noted it runs out, and its repetitions are believed for longer."""

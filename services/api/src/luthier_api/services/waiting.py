@@ -1,6 +1,7 @@
 """What a create reads or says that changes seldom, kept for a moment: base models, waiting jobs, files in use."""
 
 import asyncio
+import math
 import time
 
 from luthier_api.domain import Principal
@@ -11,7 +12,8 @@ from luthier_common.kit.bases import find_base
 from luthier_common.kit.mongo import Database, Doc
 
 BASE_S = 5.0
-COUNT_S = 1.0
+COUNT_S, ROOMY_COUNT_S = 1.0, 10.0
+"""A count is believed so long; longer as long as more than half of the places are free, also of those let in since."""
 HELD_S = 60.0
 """Far less than the ledger waits for the job (`SETTLE_S`), so what is left is time enough to make it."""
 MAX_KEPT = 10_000
@@ -64,7 +66,7 @@ class Queue:
     def __init__(self) -> None:
         self._num_waiting = 0
         """At most so many wait: those of the last count and all that were let in since."""
-        self._until_s = 0.0
+        self._counted_at_s = -math.inf
         self._num_let_in = 0
         self._num_made = 0
         self._a_job_was_made = asyncio.Event()
@@ -72,9 +74,9 @@ class Queue:
 
     async def let_in(self, repository: Repository, most: int) -> bool:
         """Whether there is room for one more; if so it is taken, and `made` is to be called."""
-        if self._is_stale() or self._num_waiting >= most:
+        if self._is_stale(most) or self._num_waiting >= most:
             async with self._counting:
-                while self._is_stale() or self._num_waiting >= most:
+                while self._is_stale(most) or self._num_waiting >= most:
                     if await self._count(repository, most) >= most:
                         return False
         self._num_waiting += 1
@@ -92,15 +94,16 @@ class Queue:
         self._num_made += 1
         self._a_job_was_made.set()
 
-    def _is_stale(self) -> bool:
-        return self._until_s < time.monotonic()
+    def _is_stale(self, most: int) -> bool:
+        believed_s = ROOMY_COUNT_S if self._num_waiting < most / 2 else COUNT_S
+        return self._counted_at_s + believed_s < time.monotonic()
 
     async def _count(self, repository: Repository, most: int) -> int:
         """Jobs that surely wait. Where those under way may or may not be among them, it waits for one to be made."""
         num_made = self._num_made
         counted = await repository.count_waiting_jobs(most)
         self._num_waiting = counted + self._num_let_in - num_made
-        self._until_s = time.monotonic() + COUNT_S
+        self._counted_at_s = time.monotonic()
         if counted < most <= self._num_waiting and num_made == self._num_made:
             self._a_job_was_made.clear()
             await self._a_job_was_made.wait()
@@ -111,7 +114,8 @@ class WaitingRoom:
     """Whether a project may have one more job waiting.
 
     Between two counts this process adds what it lets in itself, so it never lets too many in; jobs that other
-    processes let in meanwhile are seen a second later. Nobody is refused without a fresh count.
+    processes let in meanwhile are seen a second later, or up to ten where more than half of the places seem free.
+    Nobody is refused without a fresh count.
     """
 
     def __init__(self) -> None:

@@ -62,7 +62,7 @@ class Repository:
     # Files
 
     async def find_file(self, file_id: str) -> Doc | None:
-        return await self.db["files"].find_one(self._live({"_id": file_id}), FILE_FIELDS)
+        return await self.db.finds("files", FILE_FIELDS).find(self._live({"_id": file_id}))
 
     async def find_file_named(self, filename: str, purpose: str) -> Doc | None:
         """The newest file with exactly this name, of those with the purpose if there is one."""
@@ -84,7 +84,7 @@ class Repository:
     # Jobs
 
     async def find_job(self, job_id: str, fields: Mapping[str, int] = JOB_FIELDS) -> Doc | None:
-        return await self.db["jobs"].find_one({"_id": job_id, **self.wall, **LISTED["jobs"]}, fields)
+        return await self.db.finds("jobs", fields).find({"_id": job_id, **self.wall, **LISTED["jobs"]})
 
     async def find_made_job(self, job_id: str, fields: Mapping[str, int] = JOB_FIELDS) -> Doc | None:
         """A job that was made, deleted since or not: only for who asks what became of a request."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier_api.idempotency import Retry
-from luthier_common.kit.mongo import AFTER, Database, Doc, hasty, update_matching
+from luthier_common.kit.mongo import AFTER, Database, Doc, hasty, make_missing, update_matching
 
 COLLECTION = "idempotency"
 RUNNING, DONE, OPEN = "running", "done", "open"
@@ -87,9 +87,39 @@ class Reserved:
     former: str | None
 
 
-async def reserve_repeat(
-    db: Database, name: str, core: str, *, ttl_s: float, runs_s: float, is_repeat: Doc | bool, waits: bool
-) -> Reserved | None:
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request without a key, which mostly nobody has sent before."""
+
+    name: str
+    core: str
+    ttl_s: float
+    runs_s: float
+
+
+async def claim_unknown(db: Database, claims: Sequence[Claim]) -> list[bool]:
+    """Reserve, in one write, what nothing is known of; whether each of them was that. The rest is left as it is.
+
+    What is made with the core is written later, durably, and no later write outlives an earlier one: so this one needs
+    not be awaited until the journal has it.
+    """
+    rows = [{"_id": claim.name, "core": claim.core, "former": None, **_begun(claim)} for claim in claims]
+    return await make_missing(hasty(db[COLLECTION]), rows)
+
+
+def _begun(claim: Claim) -> Doc:
+    """A sending that is being executed."""
+    return {
+        "run": claim.core,
+        "running_until": _from_now(claim.runs_s),
+        "sent_at": "$$NOW",
+        "is_answered": False,
+        "unanswered_until": None,
+        "expires_at": _from_now(claim.ttl_s),
+    }
+
+
+async def reserve_repeat(db: Database, claim: Claim, *, is_repeat: Doc | bool, waits: bool) -> Reserved | None:
     """Reserve by the body: a repetition gets the core of the sending before it, any other request its own.
 
     None where it `waits` and what became of the sending before is not known yet.
@@ -99,23 +129,18 @@ async def reserve_repeat(
     is_again: Doc = {"$and": [is_live, {"$or": [is_repeat, is_unanswered]}]}
     is_running: Doc = {"$and": [waits, is_live, {"$not": [is_again]}, {"$gt": ["$running_until", "$$NOW"]}]}
     changes: Doc = {
-        "core": {"$cond": [is_again, "$core", core]},
+        "core": {"$cond": [is_again, "$core", claim.core]},
         "former": {"$cond": [{"$and": [is_live, {"$not": [is_again]}]}, "$core", None]},
-        "run": core,
-        "running_until": _from_now(runs_s),
-        "sent_at": "$$NOW",
-        "is_answered": False,
-        "unanswered_until": None,
-        "expires_at": _from_now(ttl_s),
+        **_begun(claim),
     }
     row = await db[COLLECTION].find_one_and_update(
-        {"_id": name},
+        {"_id": claim.name},
         [{"$set": {field: {"$cond": [is_running, f"${field}", value]} for field, value in changes.items()}}],
         upsert=True,
         return_document=AFTER,
     )
     assert row is not None
-    return Reserved(row["core"], row["former"]) if row["run"] == core else None
+    return Reserved(row["core"], row["former"]) if row["run"] == claim.core else None
 
 
 def is_believed(retry: Retry) -> Doc:
@@ -143,7 +168,7 @@ class Ended:
     is_answered: bool
 
 
-async def end_repeats(db: Database, ended: Sequence[Ended]) -> None:
+async def end_repeats(db: Database, ended: Sequence[Ended]) -> list[None]:
     """What became of these sendings is known; nobody waits for it any more.
 
     If the note is lost, they are like those whose process was killed: others wait until `running_until`.
@@ -153,6 +178,7 @@ async def end_repeats(db: Database, ended: Sequence[Ended]) -> None:
         for one in ended
     ]
     await update_matching(hasty(db[COLLECTION]), changes)
+    return [None] * len(ended)
 
 
 async def adopt_former(db: Database, name: str, reserved: Reserved) -> None:
