@@ -25,7 +25,8 @@ from openai import AsyncOpenAI
 from pydantic import SecretStr
 
 from builders.bases import write_chat_file
-from luthier_api.keys import KeyRing, read_pepper
+from luthier_api.first_key import read_pepper
+from luthier_api.keys import KeyRing
 from luthier_common.kit.mongo import Collection, Database, Doc, open_mongo
 from luthier_common.kit.together import Together
 from luthier_stack.stack import Stack

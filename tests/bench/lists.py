@@ -19,7 +19,8 @@ from create_job import create_fast, insert_fast, make_places
 from pydantic import SecretStr
 
 from builders.jobs import JobStory, make_step
-from luthier_api.keys import KeyRing, read_pepper
+from luthier_api.first_key import read_pepper
+from luthier_api.keys import KeyRing
 from luthier_api.store.events import FIELDS as EVENT_FIELDS
 from luthier_api.store.repository import JOB_FIELDS
 from luthier_common.contract.events import JobCancelled

@@ -13,7 +13,8 @@ import httpx2
 import pytest
 from openai import AsyncOpenAI
 
-from luthier_api.keys import KeyRing, read_pepper
+from luthier_api.first_key import read_pepper
+from luthier_api.keys import KeyRing
 from luthier_common.kit.migrate import migrate
 from luthier_common.kit.mongo import Database, open_mongo
 from luthier_stack.part import tied_to_this_process

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier_api.keys import KeyRing, ensure_admin_key
+from luthier_api.first_key import ensure_admin_key
+from luthier_api.keys import KeyRing
 from luthier_common.kit.failpoints import FailPointError, configure_failpoints
 from luthier_common.kit.mongo import open_mongo
 

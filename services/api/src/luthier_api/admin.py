@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from luthier_api import backup_admin, event_admin
 from luthier_api.audit import verify
 from luthier_api.domain import Scope
-from luthier_api.keys import COLLECTION, Grant, KeyRing, read_pepper
+from luthier_api.first_key import read_pepper
+from luthier_api.keys import COLLECTION, Grant, KeyRing
 from luthier_api.node_admin import forget_node, list_nodes
 from luthier_api.project_admin import erase_project
 from luthier_api.services.files import longest_request_s

@@ -15,7 +15,8 @@ from litestar import Litestar
 from luthier_api.app import build_app
 from luthier_api.consumers import start
 from luthier_api.deps import Process
-from luthier_api.keys import KeyRing, ensure_admin_key, read_pepper
+from luthier_api.first_key import ensure_admin_key, read_pepper
+from luthier_api.keys import KeyRing
 from luthier_api.protocol import BoundedHttp
 from luthier_api.services.readiness import Readiness
 from luthier_api.settings import ApiSettings
