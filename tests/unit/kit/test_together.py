@@ -56,6 +56,15 @@ async def test_a_failed_call_fails_those_it_took_and_nobody_else() -> None:
     assert await later == 49
 
 
+async def test_a_call_that_answers_too_few_is_an_error_and_keeps_nobody_waiting() -> None:
+    async def answer_one(numbers: Sequence[int]) -> list[int]:
+        return list(numbers[:1])
+
+    together = Together[int, int](answer_one)
+    answers = await asyncio.wait_for(asyncio.gather(together.add(1), together.add(2), return_exceptions=True), 5)
+    assert [type(answer) for answer in answers] == [ValueError, ValueError]
+
+
 async def test_who_stops_waiting_takes_nothing_from_the_others() -> None:
     squares = Squares()
     together = Together[int, int](squares)

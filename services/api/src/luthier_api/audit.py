@@ -17,7 +17,7 @@ from typing import Any
 
 from luthier_common.kit.clock import Clock
 from luthier_common.kit.failpoints import failpoint
-from luthier_common.kit.mongo import OUTAGES, BulkWriteError, Database, Doc
+from luthier_common.kit.mongo import DUPLICATE, OUTAGES, BulkWriteError, Database, Doc
 
 log = logging.getLogger(__name__)
 COLLECTION = "audit_log"
@@ -25,7 +25,6 @@ OPENED = "open_chain"
 NO_HASH = "0" * 64
 MAX_KEPT = 10_000
 """So many rows wait for a database that is away; with more, changing calls are refused."""
-_DUPLICATE = 11000
 _HASH_BYTES = 32
 _REFUSED: tuple[type[Exception], ...] = (*OUTAGES, BulkWriteError)
 
@@ -121,7 +120,7 @@ class AuditLog:
         except BulkWriteError as error:
             # A row that is there already was written by an insert whose reply was lost.
             details = error.details or {}
-            is_known = all(problem.get("code") == _DUPLICATE for problem in details.get("writeErrors", [{}]))
+            is_known = all(problem.get("code") == DUPLICATE for problem in details.get("writeErrors", [{}]))
             if not is_known or details.get("writeConcernErrors"):
                 raise
         await failpoint("audit.after_write")

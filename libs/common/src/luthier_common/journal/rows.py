@@ -10,7 +10,7 @@ from typing import Any
 from luthier_common.contract.envelope import Envelope, read_envelope
 from luthier_common.contract.topics import TOPICS
 from luthier_common.kit.errors import TransientError
-from luthier_common.kit.mongo import BulkWriteError, Database, Doc, read_back
+from luthier_common.kit.mongo import DUPLICATE, BulkWriteError, Database, Doc, read_back
 from luthier_common.kit.stream import Part, Record
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,6 @@ MAX_SEQ = 10_000_000
 """No thing has so many facts; `replay` keeps a bit for each."""
 MAX_LEVELS = 100
 """MongoDB refuses what is nested deeper."""
-_DUPLICATE = 11000
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ async def insert_rows(db: Database, rows: list[Doc]) -> Inserted:
     except BulkWriteError as error:
         failed = {fault["index"] for fault in error.details["writeErrors"]}
         is_unsure = bool(error.details["writeConcernErrors"])  # written, but it may not survive: nothing to trim by
-        if is_unsure or any(fault["code"] != _DUPLICATE for fault in error.details["writeErrors"]):
+        if is_unsure or any(fault["code"] != DUPLICATE for fault in error.details["writeErrors"]):
             raise TransientError("event rows could not be written") from error
         known, refused = await _told_apart(db, [rows[index] for index in sorted(failed)])
         return Inserted([row for index, row in enumerate(rows) if index not in failed], known, refused)

@@ -90,6 +90,8 @@ AFTER = ReturnDocument.AFTER
 BEFORE = ReturnDocument.BEFORE
 
 DuplicateKeyError = errors.DuplicateKeyError
+DUPLICATE = 11000
+"""The same fault, as one of many writes has it."""
 BulkWriteError = errors.BulkWriteError
 DRIVER_ERRORS: tuple[type[Exception], ...] = (
     errors.ConnectionFailure,
@@ -107,7 +109,6 @@ _NOT_YET = frozenset({6, 7, 24, 89, 112, 134, 246, 262, 9001})
 
 
 _AUTHENTICATION_FAILED = 18
-_DUPLICATE = 11000
 GOODBYE_S = 1.0
 
 
@@ -212,7 +213,7 @@ async def make_missing(collection: Collection, docs: Sequence[Doc]) -> list[bool
     try:
         made = (await collection.bulk_write(operations, ordered=False)).upserted_ids or {}
     except BulkWriteError as error:  # of two that make the same one at the same time, the server may refuse one
-        if any(fault["code"] != _DUPLICATE for fault in error.details["writeErrors"]):
+        if any(fault["code"] != DUPLICATE for fault in error.details["writeErrors"]):
             raise TransientError("some of many documents could not be made") from error
         made = {row["index"]: row["_id"] for row in error.details["upserted"]}
     return [number in made for number in range(len(docs))]

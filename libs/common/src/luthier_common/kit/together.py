@@ -36,11 +36,12 @@ class Together(Generic[T, R]):
     async def _answer(self, taken: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
         try:
             answers = await self._call([item for item, _ in taken])
+            answered = list(zip(taken, answers, strict=True))
         except Exception as error:
             for _, answer in taken:
                 if not answer.done():
                     answer.set_exception(error)
         else:
-            for (_, answer), its in zip(taken, answers, strict=True):
+            for (_, answer), its in answered:
                 if not answer.done():
                     answer.set_result(its)
