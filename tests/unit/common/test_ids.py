@@ -11,10 +11,9 @@ FORKING = """
 import os
 from luthier_common.contract.ids import draw_hex
 draw_hex()
-child = os.fork()
-print(draw_hex(), flush=True)
-if child:
+if child := os.fork():
     os.waitpid(child, 0)
+print(draw_hex(), flush=True)
 """
 
 

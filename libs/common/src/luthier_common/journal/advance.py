@@ -21,6 +21,7 @@ MAX_OUTBOX_BULK = 400
 """Step facts are refused above this, so that lifecycle facts always find room."""
 MAX_OPS = 64
 MAX_STRUCK = 16
+_TO_BE_TOLD = {"unsent": True, "pend": True}
 
 
 class Outcome(StrEnum):
@@ -72,16 +73,16 @@ async def create(
     life = LIFECYCLES[fact.kind]
     phase = life.moves([fact])[NEW]
     birth = draw_hex()
-    doc = _blank(fact.kind, thing_id, phase, life) | dict(fields) | fact.remembers() | {"birth": birth}
-    collection = db[COLLECTIONS[fact.kind]]
-    on_insert = _expressions(doc | {"seq": 0, "outbox": [], "ops": []}) | {"created_at": "$$NOW", "updated_at": "$$NOW"}
+    blank = _blank(fact.kind, thing_id, phase, life) | {"seq": 1, "ops": [], **_TO_BE_TOLD}
+    doc = {"_id": thing_id, **blank, **fields, **fact.remembers(), "birth": birth}
+    place = {"seq": 1, "generation": doc["generation"], "attempt": doc["attempt"]}
+    entry = _literal(_entry(fact, actor, is_end=life.is_final(phase)) | place)
+    timed: Doc = {"created_at": "$$NOW", "updated_at": "$$NOW", "outbox": [_merged(entry, {"at": "$$NOW"})]}
     if expires_in_s is not None:
-        on_insert["expires_at"] = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": expires_in_s}}
-    appends = _appends([fact], actor, phase, life)
-    pipeline: list[Doc] = [
-        {"$replaceWith": {"$cond": [{"$gt": ["$seq", 0]}, "$$ROOT", {"_id": thing_id, **on_insert}]}},
-        {"$set": {name: {"$cond": [{"$eq": ["$seq", 0]}, value, f"${name}"]} for name, value in appends.items()}},
-    ]
+        timed["expires_at"] = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": expires_in_s}}
+    new = _merged(_literal(doc), timed)
+    pipeline: list[Doc] = [{"$replaceWith": {"$cond": [{"$gt": ["$seq", 0]}, "$$ROOT", new]}}]
+    collection = db[COLLECTIONS[fact.kind]]
     seen: Doc | None = None
     with contextlib.suppress(DuplicateKeyError, *DRIVER_ERRORS):
         answered = await collection.find_one_and_update(
@@ -230,7 +231,7 @@ def _update(
         statuses = [{"case": {"$eq": ["$phase", start]}, "then": life.status_of(end)} for start, end in moves.items()]
         changed = {"phase": phase, "status": {"$switch": {"branches": statuses}}}
     first = (
-        _expressions(remembered | dict(also))
+        {name: _literal(value) for name, value in (remembered | dict(also)).items()}
         | {name: {"$add": [{"$ifNull": [f"${name}", 0]}, by]} for name, by in counted.items()}
         | changed
         | {"updated_at": "$$NOW"}
@@ -259,35 +260,48 @@ def _appends(
 
     A fact of a run names the attempt of who states it: were it ever another one's, everybody could see it.
     """
-    trace = current_traceparent()
-    for fact in facts:
-        # Refused where it is made: a message that the broker refuses would stop the relay for everyone.
-        if len(fact.model_dump_json()) > MAX_FACT_BYTES:
-            raise ValueError(f"{fact.type} is larger than a fact may be")
+    is_final = phase is not None and life.is_final(phase)
     entries = [
-        {
-            "seq": {"$add": ["$seq", number]},
-            "type": fact.type,
-            "at": "$$NOW",
-            "generation": "$generation",
-            "attempt": {"$literal": attempt} if fact.of_a_run else "$attempt",
-            "terminal": phase is not None and life.is_final(phase) and number == len(facts),
-            "actor": {"$literal": actor.model_dump(mode="json")},
-            "trace": {"$literal": trace},
-            "data": {"$literal": fact.model_dump(mode="json")},
-            "partition": None,
-            "offset": None,
-        }
+        _merged(
+            _literal(_entry(fact, actor, is_end=is_final and number == len(facts))),
+            {
+                "seq": {"$add": ["$seq", number]},
+                "at": "$$NOW",
+                "generation": "$generation",
+                "attempt": _literal(attempt) if fact.of_a_run else "$attempt",
+            },
+        )
         for number, fact in enumerate(facts, 1)
     ]
     return {
         "outbox": {"$concatArrays": ["$outbox", entries]},
         "seq": {"$add": ["$seq", len(facts)]},
-        "unsent": True,
-        "pend": True,
+        **_TO_BE_TOLD,
     }
 
 
-def _expressions(fields: Mapping[str, Any]) -> Doc:
-    """Values as literals: a user's text that begins with `$` must never be read as an expression."""
-    return {name: {"$literal": value} for name, value in fields.items()}
+def _entry(fact: Fact, actor: Actor, *, is_end: bool) -> Doc:
+    """What an outbox entry holds before it has its place and time.
+
+    Raises ValueError for a fact that is too large: a message that the broker refuses would stop the relay for everyone.
+    """
+    if len(fact.model_dump_json()) > MAX_FACT_BYTES:
+        raise ValueError(f"{fact.type} is larger than a fact may be")
+    return {
+        "type": fact.type,
+        "terminal": is_end,
+        "actor": actor.model_dump(mode="json"),
+        "trace": current_traceparent(),
+        "data": fact.model_dump(mode="json"),
+        "partition": None,
+        "offset": None,
+    }
+
+
+def _literal(value: Any) -> Doc:
+    """A user's text that begins with `$` must never be read as an expression."""
+    return {"$literal": value}
+
+
+def _merged(*docs: Doc) -> Doc:
+    return {"$mergeObjects": list(docs)}
