@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from pymongo import AsyncMongoClient
 from xdist.scheduler import LoadScopeScheduling
 
+from builders.production import NEEDS_KUBECTL
 from builders.real_kafka import NEEDS_REAL, real_script
 from builders.real_s3 import RealS3
 from builders.scale import FULL
@@ -27,7 +28,8 @@ from luthier_stack.settings import StackSettings
 from luthier_stack.stack import Stack
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-EXPECTED_SKIPS = ("needs a GPU",) if FULL else (NEEDS_REAL, "needs a GPU", "needs a released version")
+ALWAYS_EXPECTED = ("needs a GPU", NEEDS_KUBECTL)
+EXPECTED_SKIPS = ALWAYS_EXPECTED if FULL else (*ALWAYS_EXPECTED, NEEDS_REAL, "needs a released version")
 START_TIMEOUT_S = 120.0
 KAFKA_CONTROLLER_OFFSET = 100
 

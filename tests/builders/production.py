@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 MANIFESTS = ROOT / "infra" / "k8s"
+NEEDS_KUBECTL = "needs kubectl"
 EXAMPLE = {
     "LUTHIER_DEFAULT_BASE": "tiny",
     "LUTHIER_BASE_SOURCES": '{"tiny": "/models/tiny"}',
