@@ -73,9 +73,10 @@ async def create(
     life = LIFECYCLES[fact.kind]
     phase = life.moves([fact])[NEW]
     birth = draw_hex()
-    blank = _blank(fact.kind, thing_id, phase, life) | {"seq": 1, "ops": [], **_TO_BE_TOLD}
-    doc = {"_id": thing_id, **blank, **fields, **fact.remembers(), "birth": birth}
-    place = {"seq": 1, "generation": doc["generation"], "attempt": doc["attempt"]}
+    blank = _blank(fact.kind, thing_id, phase, life)
+    told: Doc = {"birth": birth, "seq": 1, "ops": [], **_TO_BE_TOLD}
+    doc = {"_id": thing_id, **blank, **fields, **fact.remembers(), **told}
+    place = {name: doc[name] for name in ("seq", "generation", "attempt")}
     entry = _literal(_entry(fact, actor, is_end=life.is_final(phase)) | place)
     timed: Doc = {"created_at": "$$NOW", "updated_at": "$$NOW", "outbox": [_merged(entry, {"at": "$$NOW"})]}
     if expires_in_s is not None:
